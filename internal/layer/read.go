@@ -1,0 +1,435 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package layer
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"hako/internal/gz"
+	"hako/internal/image"
+	"hako/internal/store"
+	"hako/internal/tree"
+)
+
+const (
+	// checkpointEvery is the output between restart points of foreign gzip
+	// layers: 32 KiB of window for each keeps indexes below 1 % of the layer.
+	checkpointEvery = 4 << 20
+	aheadBuffers    = 6
+	aheadSize       = 256 << 10
+	xattrPrefix     = "SCHILY.xattr."
+)
+
+// ErrDigestMismatch is returned when bytes are not what their digest says.
+var ErrDigestMismatch = errors.New("digest mismatch")
+
+// A verifier checks size and digest of what passes through it.
+type verifier struct {
+	rc   io.ReadCloser
+	hash hash.Hash
+	want digest.Digest
+	size int64 // expected; -1 if not known
+	n    int64
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.rc.Read(p)
+	v.n += int64(n)
+	_, _ = v.hash.Write(p[:n])
+	if v.size >= 0 && v.n > v.size {
+		return n, fmt.Errorf("blob %s: more than its %d bytes: %w", v.want, v.size, ErrDigestMismatch)
+	}
+	if err == io.EOF {
+		if verr := v.check(); verr != nil {
+			return n, verr
+		}
+	}
+	return n, err
+}
+
+func (v *verifier) check() error {
+	if v.size >= 0 && v.n < v.size {
+		return fmt.Errorf("blob %s: truncated: %d of %d bytes: %w", v.want, v.n, v.size, io.ErrUnexpectedEOF)
+	}
+	if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
+		return fmt.Errorf("blob %s: corrupt: its bytes have the digest %s: %w", v.want, got, ErrDigestMismatch)
+	}
+	return nil
+}
+
+func (v *verifier) Close() error { return v.rc.Close() }
+
+// index returns the layer's index: in memory, from the store, or by streaming
+// the layer once.
+func (l *Layer) index(ctx context.Context) (*index, error) {
+	if x := l.loadedIndex(); x != nil {
+		return x, nil
+	}
+	l.pass.Lock()
+	defer l.pass.Unlock()
+	if x := l.loadedIndex(); x != nil {
+		return x, nil
+	}
+	return l.stream(ctx, nil, true)
+}
+
+// HasIndex tells whether the layer's index is known without streaming it.
+func (l *Layer) HasIndex() bool { return l.loadedIndex() != nil }
+
+func (l *Layer) loadedIndex() *index {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.idx != nil {
+		return l.idx
+	}
+	x, err := openIndex(l.st, l.diffID.Digest())
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			_ = l.st.Delete(store.Indexes, l.diffID.Digest()) // broken: build it anew
+		}
+		return nil
+	}
+	l.idx = x
+	return x
+}
+
+// A target receives a layer's entries in the order of its tar.
+type target interface {
+	// put makes the entry; content is nil for anything but a regular file.
+	put(e *tree.Entry, content io.Reader) error
+	// link makes the hard link p to the file at target.
+	link(p, target string) error
+	// remove deletes what lower layers have at p; keep tells which paths the layer
+	// itself has made so far.
+	remove(p string, childrenOnly bool, keep func(p string) bool) error
+}
+
+// Unpack streams the layer into dst and builds its index on the way if it is
+// not known. With spool the compressed blob is kept in the store.
+func (l *Layer) unpack(ctx context.Context, dst target, spool bool) error {
+	l.pass.Lock()
+	defer l.pass.Unlock()
+	_, err := l.stream(ctx, dst, spool)
+	return err
+}
+
+// stream is the one pass over a layer's blob: download, spool, digest, inflate,
+// diffID, index, unpack. l.pass is held.
+func (l *Layer) stream(ctx context.Context, dst target, spool bool) (*index, error) {
+	x, err := l.streamOnce(ctx, dst, spool)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+	}
+	return x, nil
+}
+
+func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *index, err error) {
+	known := l.loadedIndex()
+	blob, err := l.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	var in io.Reader = blob
+	var spoolTo *store.Writer
+	if spool && !l.Local() {
+		if spoolTo, err = l.st.Create(); err != nil {
+			return nil, err
+		}
+		defer spoolTo.Discard()
+		in = io.TeeReader(in, spoolTo)
+	}
+	var points []gz.Checkpoint
+	plain, err := decompress(in, l.desc.MediaType, func(p gz.Checkpoint) error {
+		if known == nil {
+			points = append(points, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Inflating runs ahead on a core of its own while this one hashes and unpacks.
+	ahead := gz.Ahead(plain, aheadBuffers, aheadSize)
+	defer ahead.Close()
+	diff := sha256.New()
+	s := &scanner{ctx: ctx, r: io.TeeReader(ahead, diff), dst: dst}
+	if known == nil {
+		s.build = &indexBuilder{}
+	} else {
+		s.known = known
+	}
+	if err := s.run(); err != nil {
+		return nil, err
+	}
+	// The padding of the tar, and what a writer may have left behind it,
+	// belongs to both digests.
+	if _, err := io.Copy(io.Discard, s.r); err != nil {
+		return nil, err
+	}
+	ahead.Close()
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return nil, err
+	}
+	if got := image.DiffID(digest.NewDigest(digest.SHA256, diff)); got != l.diffID {
+		return nil, fmt.Errorf("its content has the diffID %s, not %s: %w", got, l.diffID, ErrDigestMismatch)
+	}
+	if spoolTo != nil {
+		if err := spoolTo.Commit(store.Blobs, l.desc.Digest); err != nil {
+			return nil, err
+		}
+	}
+	if known != nil {
+		return known, nil
+	}
+	return l.saveIndex(s.build, points)
+}
+
+// saveIndex stores a finished index and maps it.
+func (l *Layer) saveIndex(b *indexBuilder, points []gz.Checkpoint) (*index, error) {
+	w, err := l.st.Create()
+	if err != nil {
+		return nil, err
+	}
+	bw := bufio.NewWriterSize(w, 64<<10)
+	if err := errors.Join(b.finish(bw, points), bw.Flush()); err != nil {
+		w.Discard()
+		return nil, fmt.Errorf("write index: %w", err)
+	}
+	if err := w.Commit(store.Indexes, l.diffID.Digest()); err != nil {
+		return nil, err
+	}
+	x := l.loadedIndex()
+	if x == nil {
+		return nil, fmt.Errorf("index of %s: %w", l.diffID, errBadIndex)
+	}
+	return x, nil
+}
+
+// decompress returns the uncompressed bytes of a layer blob, by its magic
+// number: media types in the wild do not always tell the truth.
+func decompress(r io.Reader, mediaType string, checkpoint func(gz.Checkpoint) error) (io.Reader, error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	magic, err := br.Peek(4)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return gz.NewReader(br, gz.ReaderOptions{Every: checkpointEvery, Checkpoint: checkpoint})
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(256<<20))
+	case strings.HasSuffix(mediaType, "gzip") || strings.HasSuffix(mediaType, "zstd"):
+		return nil, fmt.Errorf("not compressed as its media type %q says", mediaType)
+	}
+	return br, nil
+}
+
+// A scanner walks a layer's tar.
+type scanner struct {
+	ctx   context.Context
+	r     io.Reader
+	dst   target        // nil: nothing is unpacked
+	build *indexBuilder // nil: the index is known
+	known *index
+	n     int64 // bytes of the tar read so far
+}
+
+// Read counts, so that a file's offset in the tar is known.
+func (s *scanner) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.n += int64(n)
+	return n, err
+}
+
+func (s *scanner) run() error {
+	tr := tar.NewReader(s)
+	for {
+		if err := s.ctx.Err(); err != nil {
+			return context.Cause(s.ctx)
+		}
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read tar: %w", err)
+		}
+		if err := s.header(h, tr); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *scanner) header(h *tar.Header, tr *tar.Reader) error {
+	name, err := cleanName(h.Name)
+	if err != nil {
+		return err
+	}
+	m, p := parseMarker(name)
+	switch m {
+	case metaMarker:
+		return nil
+	case deleteMarker, opaqueMarker:
+		return s.marker(m, p)
+	case noMarker:
+	}
+	switch h.Typeflag {
+	case tar.TypeLink:
+		return s.hardLink(h, name)
+	case tar.TypeXGlobalHeader:
+		return nil
+	}
+	e, err := entryOf(h, name)
+	if err != nil {
+		return err
+	}
+	return s.entry(e, s.n, tr)
+}
+
+func (s *scanner) marker(m marker, p string) error {
+	k := whiteout
+	if m == opaqueMarker {
+		k = opaque
+	}
+	if s.dst != nil {
+		if err := s.dst.remove(p, m == opaqueMarker, s.ours); err != nil {
+			return fmt.Errorf("delete /%s: %w", p, err)
+		}
+	}
+	if s.build == nil {
+		return nil
+	}
+	return s.build.add(&record{Entry: tree.Entry{Path: p}, kind: k})
+}
+
+// ours tells whether this layer has made p, or something below it.
+func (s *scanner) ours(p string) bool {
+	if s.build != nil {
+		return s.build.hasBelow(p)
+	}
+	i := s.known.search(p)
+	return i < s.known.count && within(s.known.path(i), p)
+}
+
+func (s *scanner) hardLink(h *tar.Header, name string) error {
+	target, err := cleanName(h.Linkname)
+	if err != nil {
+		return err
+	}
+	if s.dst != nil {
+		if err := s.dst.link(name, target); err != nil {
+			return fmt.Errorf("link /%s to /%s: %w", name, target, err)
+		}
+	}
+	if s.build == nil {
+		return nil
+	}
+	return s.build.addLink(name, target)
+}
+
+func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
+	var sum hash.Hash
+	if e.Mode.IsRegular() && e.Size > 0 && s.build != nil {
+		sum = sha256.New()
+		content = io.TeeReader(content, sum)
+	}
+	if !e.Mode.IsRegular() {
+		content = nil
+	}
+	if s.dst != nil {
+		if err := s.dst.put(e, content); err != nil {
+			return fmt.Errorf("unpack /%s: %w", e.Path, err)
+		}
+	}
+	if s.build == nil {
+		return nil
+	}
+	if sum != nil {
+		if _, err := io.Copy(io.Discard, content); err != nil {
+			return fmt.Errorf("read /%s: %w", e.Path, err)
+		}
+		e.Digest = digest.NewDigest(digest.SHA256, sum)
+	}
+	return s.build.add(&record{Entry: *e, kind: present, off: off})
+}
+
+// cleanName returns the tree path of a name in a layer. Absolute names are
+// relative to the root, as every runtime reads them; a name that climbs out of
+// it is an attack, and an error.
+func cleanName(name string) (string, error) {
+	c := path.Clean(strings.TrimLeft(name, "/"))
+	if c == ".." || strings.HasPrefix(c, "../") {
+		return "", fmt.Errorf("entry %q leaves the image's root", name)
+	}
+	if len(name) > maxNameSize || strings.IndexByte(name, 0) >= 0 {
+		return "", fmt.Errorf("entry with a broken name of %d bytes", len(name))
+	}
+	return tree.Clean(c), nil
+}
+
+// entryOf returns what a tar header says, in the terms of trees.
+func entryOf(h *tar.Header, name string) (*tree.Entry, error) {
+	e := &tree.Entry{
+		Path: name, Mode: tree.Mode(h.Mode) & tree.ModePerm, UID: uint32(h.Uid), GID: uint32(h.Gid),
+		ModTime: h.ModTime,
+	}
+	if h.ModTime.IsZero() {
+		e.ModTime = time.Unix(0, 0)
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, '\x00', '7':
+		e.Mode |= tree.ModeRegular
+		e.Size = h.Size
+		if strings.HasSuffix(h.Name, "/") { // old tars: a directory
+			e.Mode = e.Mode&^tree.ModeType | tree.ModeDir
+			e.Size = 0
+		}
+	case tar.TypeGNUSparse:
+		return nil, fmt.Errorf("/%s: GNU sparse files in layers are not supported", name)
+	case tar.TypeDir:
+		e.Mode |= tree.ModeDir
+	case tar.TypeSymlink:
+		e.Mode |= tree.ModeSymlink
+		e.Link = h.Linkname
+	case tar.TypeChar:
+		e.Mode |= tree.ModeChar
+	case tar.TypeBlock:
+		e.Mode |= tree.ModeBlock
+	case tar.TypeFifo:
+		e.Mode |= tree.ModeFIFO
+	default:
+		return nil, fmt.Errorf("/%s: tar entry of unknown type %q", name, h.Typeflag)
+	}
+	if h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != "" {
+		return nil, fmt.Errorf("/%s: sparse files in layers are not supported", name)
+	}
+	if e.Mode.IsDevice() {
+		e.Major, e.Minor = uint32(h.Devmajor), uint32(h.Devminor)
+	}
+	for k, v := range h.PAXRecords {
+		if x, ok := strings.CutPrefix(k, xattrPrefix); ok {
+			if e.Xattrs == nil {
+				e.Xattrs = make(map[string]string)
+			}
+			e.Xattrs[x] = v
+		}
+	}
+	return e, nil
+}

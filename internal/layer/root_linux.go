@@ -1,0 +1,547 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	securejoin "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"hako/internal/tree"
+)
+
+// maxDirs bounds the open directories that a Root remembers.
+const maxDirs = 48
+
+// A Root is a directory on disk that layers are unpacked into. Paths are
+// resolved by the kernel with the Root as their root (openat2 with
+// RESOLVE_IN_ROOT), so neither an absolute link nor ".." nor a magic link of
+// /proc leads out of it, and no mount point below it is entered. It is not safe
+// for concurrent use.
+type Root struct {
+	fd    int
+	dirs  map[string]int // resolved directories, open with O_PATH
+	times map[string]time.Time
+	buf   []byte
+	// openat2 is false where the kernel or its seccomp filter lacks the call.
+	openat2 bool
+	// Devices tells what to do with a device node that the kernel refuses
+	// to make (no CAP_MKNOD): nil makes that an error.
+	NoDevice func(p string) error
+}
+
+// OpenRoot opens the directory at path as a Root.
+func OpenRoot(path string) (*Root, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	r := &Root{fd: fd, dirs: make(map[string]int), times: make(map[string]time.Time), buf: make([]byte, 256<<10), openat2: true}
+	probe, err := unix.Openat2(fd, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveFlags})
+	if err != nil {
+		r.openat2 = false
+	} else {
+		unix.Close(probe)
+	}
+	return r, nil
+}
+
+const resolveFlags = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
+
+// Close sets the directories' times and gives up the Root.
+func (r *Root) Close() error {
+	err := r.setTimes()
+	r.flush()
+	return errors.Join(err, unix.Close(r.fd))
+}
+
+// flush forgets open directories, which any removal may have made wrong.
+func (r *Root) flush() {
+	for p, fd := range r.dirs {
+		unix.Close(fd)
+		delete(r.dirs, p)
+	}
+}
+
+// setTimes gives directories their recorded times; it comes last, because every
+// entry made in a directory changes its mtime.
+func (r *Root) setTimes() error {
+	for p, t := range r.times {
+		fd, err := r.open(p)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			continue // deleted by a later layer
+		}
+		if err != nil {
+			return fmt.Errorf("set times of /%s: %w", p, err)
+		}
+		// An O_PATH descriptor cannot be changed itself; "." below it can.
+		err = utimes(fd, ".", t)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("set times of /%s: %w", p, err)
+		}
+	}
+	clear(r.times)
+	return nil
+}
+
+func utimes(dirfd int, name string, t time.Time) error {
+	ts, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(dirfd, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// open resolves the directory p inside the root.
+func (r *Root) open(p string) (int, error) {
+	if p == "" {
+		return unix.Openat(r.fd, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if r.openat2 {
+		for {
+			fd, err := unix.Openat2(r.fd, p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolveFlags})
+			// EAGAIN: a rename elsewhere on the machine raced with the walk.
+			if err != unix.EAGAIN && err != unix.EINTR {
+				return fd, err
+			}
+		}
+	}
+	dup, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	root := os.NewFile(uintptr(dup), "/")
+	defer root.Close()
+	f, err := securejoin.OpenatInRoot(root, p)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return unix.Openat(int(f.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// dir returns the open directory p, made with its parents if make is set. The
+// descriptor belongs to the Root.
+func (r *Root) dir(p string, make bool) (int, error) {
+	if fd, ok := r.dirs[p]; ok {
+		return fd, nil
+	}
+	fd, err := r.open(p)
+	if err == unix.ENOENT && make && p != "" {
+		if err = r.makeDir(p, 0); err == nil {
+			fd, err = r.open(p)
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	if len(r.dirs) >= maxDirs {
+		r.flush()
+	}
+	r.dirs[p] = fd
+	return fd, nil
+}
+
+// makeDir makes a directory that a tar has no entry for, 0755 0:0 as
+// containerd does, also where a dangling link points.
+func (r *Root) makeDir(p string, depth int) error {
+	if depth > 40 {
+		return unix.ELOOP
+	}
+	up, err := r.open(tree.Parent(p))
+	if err == unix.ENOENT {
+		if err = r.makeDir(tree.Parent(p), depth+1); err == nil {
+			up, err = r.open(tree.Parent(p))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(up)
+	err = unix.Mkdirat(up, tree.Base(p), 0o755)
+	if err != unix.EEXIST {
+		return err
+	}
+	n, lerr := unix.Readlinkat(up, tree.Base(p), r.buf[:4096])
+	if lerr != nil {
+		return nil // made meanwhile, or not a directory: opening it tells
+	}
+	to := string(r.buf[:n])
+	if !strings.HasPrefix(to, "/") {
+		to = tree.Parent(p) + "/" + to
+	}
+	return r.makeDir(tree.Clean(to), depth+1)
+}
+
+// Apply unpacks layer l; with spool its compressed blob is kept in the store if it
+// has to be fetched.
+func (r *Root) Apply(ctx context.Context, l *Layer, spool bool) error {
+	if changes := l.Changes(); changes != nil {
+		return r.applyChanges(ctx, l, changes)
+	}
+	return l.unpack(ctx, r, spool)
+}
+
+// applyChanges makes what the layer was made of, from where it was made of, and
+// holds it against the layer: a file that is not what went into the layer is an
+// error.
+func (r *Root) applyChanges(ctx context.Context, l *Layer, changes func(func(tree.Change, error) bool)) error {
+	idx, err := l.index(ctx)
+	if err != nil {
+		return err
+	}
+	for c, err := range changes {
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := r.applyChange(idx, &c); err != nil {
+			return fmt.Errorf("apply /%s: %w", c.Path, err)
+		}
+	}
+	return r.setTimes()
+}
+
+func (r *Root) applyChange(idx *index, c *tree.Change) error {
+	switch {
+	case c.Path == "":
+		return nil
+	case c.Deleted:
+		return r.remove(c.Path, false, nil)
+	case c.LinkTo != "":
+		return r.link(c.Path, c.LinkTo)
+	case !c.Touched && c.Mode.IsDir():
+		// Only a parent: it exists, and keeps its time.
+		r.times[c.Path] = c.ModTime
+		return nil
+	case !c.Mode.IsRegular() || c.Size == 0:
+		return r.put(&c.Entry, strings.NewReader(""))
+	}
+	rec, ok, err := idx.get(c.Path)
+	if err != nil || !ok {
+		return errors.Join(err, errBadIndex)
+	}
+	rc, err := c.Open()
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	sum := sha256.New()
+	if err := r.put(&c.Entry, io.TeeReader(io.LimitReader(rc, c.Size), sum)); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(digest.SHA256, sum); got != rec.Digest {
+		return fmt.Errorf("its content is not the one in the layer: %w", ErrChanged)
+	}
+	return nil
+}
+
+// put implements target.
+func (r *Root) put(e *tree.Entry, content io.Reader) error {
+	if e.Path == "" {
+		if !e.Mode.IsDir() {
+			return errors.New("the root is no directory")
+		}
+		return r.attributes(r.fd, ".", e)
+	}
+	up, err := r.dir(tree.Parent(e.Path), true)
+	if err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	name := tree.Base(e.Path)
+	err = r.make(up, name, e, content)
+	if err != unix.EEXIST {
+		return err
+	}
+	if e.Mode.IsDir() {
+		var st unix.Stat_t
+		if err := unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return r.attributes(up, name, e)
+		}
+	}
+	if err := removeAll(up, name); err != nil {
+		return fmt.Errorf("replace: %w", err)
+	}
+	r.flush()
+	if up, err = r.dir(tree.Parent(e.Path), true); err != nil {
+		return err
+	}
+	return r.make(up, name, e, content)
+}
+
+// make creates the entry; unix.EEXIST, bare, if the name is taken.
+func (r *Root) make(up int, name string, e *tree.Entry, content io.Reader) error {
+	var err error
+	switch e.Mode.Type() {
+	case tree.ModeDir:
+		err = unix.Mkdirat(up, name, 0o700)
+	case tree.ModeRegular:
+		return r.regular(up, name, e, content)
+	case tree.ModeSymlink:
+		err = unix.Symlinkat(e.Link, up, name)
+	case tree.ModeChar, tree.ModeBlock:
+		err = unix.Mknodat(up, name, uint32(e.Mode), int(unix.Mkdev(e.Major, e.Minor)))
+		if err == unix.EPERM && r.NoDevice != nil {
+			return r.NoDevice(e.Path)
+		}
+	case tree.ModeFIFO:
+		err = unix.Mknodat(up, name, uint32(e.Mode), 0)
+	default:
+		return fmt.Errorf("unknown file type %o", e.Mode.Type())
+	}
+	if err != nil {
+		return err
+	}
+	return r.attributes(up, name, e)
+}
+
+func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) error {
+	fd, err := unix.Openat(up, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	n, err := r.copy(fd, content)
+	if err == nil && n != e.Size {
+		err = fmt.Errorf("%d bytes instead of %d: %w", n, e.Size, ErrChanged)
+	}
+	if err == nil {
+		err = fdAttributes(fd, e)
+	}
+	if cerr := unix.Close(fd); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return utimes(up, name, e.ModTime)
+}
+
+func (r *Root) copy(fd int, content io.Reader) (int64, error) {
+	var total int64
+	for {
+		n, err := content.Read(r.buf)
+		for b := r.buf[:n]; len(b) > 0; {
+			k, werr := unix.Write(fd, b)
+			if werr == unix.EINTR {
+				continue
+			}
+			if werr != nil {
+				return total, werr
+			}
+			total += int64(k)
+			b = b[k:]
+		}
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// fdAttributes sets owner, mode and xattrs of an open file, in the order
+// that loses none: chown clears setuid bits and capabilities.
+func fdAttributes(fd int, e *tree.Entry) error {
+	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
+		return fmt.Errorf("chown %d:%d: %w", e.UID, e.GID, err)
+	}
+	if err := unix.Fchmod(fd, uint32(e.Mode.Perm())); err != nil {
+		return fmt.Errorf("chmod: %w", err)
+	}
+	for _, k := range sortedKeys(e.Xattrs) {
+		if err := unix.Fsetxattr(fd, k, []byte(e.Xattrs[k]), 0); err != nil && !lossyXattr(k, err) {
+			return fmt.Errorf("set attribute %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// attributes does the same for an entry that is not a regular file.
+func (r *Root) attributes(up int, name string, e *tree.Entry) error {
+	if err := unix.Fchownat(up, name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("chown %d:%d: %w", e.UID, e.GID, err)
+	}
+	if e.Mode.IsSymlink() {
+		return utimes(up, name, e.ModTime)
+	}
+	// The name was made, or found to be a directory, by us in a tree that is
+	// ours alone: chmod may follow it.
+	if err := unix.Fchmodat(up, name, uint32(e.Mode.Perm()), 0); err != nil {
+		return fmt.Errorf("chmod: %w", err)
+	}
+	if e.Mode.IsDir() {
+		r.times[e.Path] = e.ModTime
+		return r.dirXattrs(up, name, e)
+	}
+	return utimes(up, name, e.ModTime)
+}
+
+func (r *Root) dirXattrs(up int, name string, e *tree.Entry) error {
+	if len(e.Xattrs) == 0 {
+		return nil
+	}
+	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, k := range sortedKeys(e.Xattrs) {
+		if err := unix.Fsetxattr(fd, k, []byte(e.Xattrs[k]), 0); err != nil && !lossyXattr(k, err) {
+			return fmt.Errorf("set attribute %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// lossyXattr tells whether an attribute may be left out where it cannot be
+// set: all but file capabilities, which are what a program needs to work, and
+// none of which reach a layer that is written here.
+func lossyXattr(name string, err error) bool {
+	return name != keptXattr && (errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM))
+}
+
+// link implements target.
+func (r *Root) link(p, to string) error {
+	from, err := r.dir(tree.Parent(to), false)
+	if err != nil {
+		return err
+	}
+	up, err := r.dir(tree.Parent(p), true)
+	if err != nil {
+		return err
+	}
+	// Opening the second directory may have flushed the first.
+	if from, err = r.dir(tree.Parent(to), false); err != nil {
+		return err
+	}
+	err = unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)
+	if err != unix.EEXIST {
+		return err
+	}
+	if same, err := sameFile(from, tree.Base(to), up, tree.Base(p)); same || err != nil {
+		return err
+	}
+	if err := removeAll(up, tree.Base(p)); err != nil {
+		return err
+	}
+	return unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)
+}
+
+func sameFile(d1 int, n1 string, d2 int, n2 string) (bool, error) {
+	var a, b unix.Stat_t
+	err := errors.Join(unix.Fstatat(d1, n1, &a, unix.AT_SYMLINK_NOFOLLOW), unix.Fstatat(d2, n2, &b, unix.AT_SYMLINK_NOFOLLOW))
+	return a.Dev == b.Dev && a.Ino == b.Ino, err
+}
+
+// remove implements target.
+func (r *Root) remove(p string, childrenOnly bool, keep func(string) bool) error {
+	up, err := r.dir(tree.Parent(p), false)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer r.flush()
+	if !childrenOnly && (keep == nil || !keep(p)) {
+		return removeAll(up, tree.Base(p))
+	}
+	return removeExcept(up, p, keep)
+}
+
+// removeExcept empties the directory p, whose parent is open, of all that keep
+// does not claim.
+func removeExcept(up int, p string, keep func(string) bool) error {
+	names, fd, err := openNames(up, tree.Base(p))
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, n := range names {
+		child := tree.Join(p, n)
+		if keep != nil && keep(child) {
+			err = removeExcept(fd, child, keep)
+		} else {
+			err = removeAll(fd, n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openNames opens a directory for reading, and reads its names.
+func openNames(up int, name string) ([]string, int, error) {
+	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, err
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(fd)
+		return nil, -1, err
+	}
+	f := os.NewFile(uintptr(dup), name)
+	names, err := f.Readdirnames(-1)
+	f.Close()
+	if err != nil {
+		unix.Close(fd)
+		return nil, -1, err
+	}
+	return names, fd, nil
+}
+
+// removeAll deletes name in the open directory up, whatever it is, without
+// following links or entering mounts.
+func removeAll(up int, name string) error {
+	err := unix.Unlinkat(up, name, 0)
+	switch err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.EISDIR, unix.EPERM:
+	default:
+		return err
+	}
+	names, fd, err := openNames(up, name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, n := range names {
+		if err := removeAll(fd, n); err != nil {
+			return err
+		}
+	}
+	return unix.Unlinkat(up, name, unix.AT_REMOVEDIR)
+}
+
+// RemoveAll deletes the tree at path without following links.
+func RemoveAll(path string) error {
+	up, err := unix.Open(tree.Parent(path)+"/.", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(up)
+	return removeAll(up, tree.Base(path))
+}
