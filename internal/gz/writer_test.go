@@ -123,10 +123,20 @@ func TestWriterBlocks(t *testing.T) {
 func TestWriterGolden(t *testing.T) {
 	t.Parallel()
 	data := mixed(2*gz.BlockSize + 100000)
-	if got, want := fmt.Sprintf("%x", sha256.Sum256(data)), "INPUTSUM"; got != want {
+	if got, want := fmt.Sprintf("%x", sha256.Sum256(data)), "e7883f8dde00ee699f028d06fdb4d72606fd261d5c75d3ef702abcd867aada70"; got != want {
 		t.Fatalf("input has digest %s, want %s", got, want)
 	}
-	want := map[int]string{}
+	want := map[int]string{
+		1: "b6746c7b39a629c9ad7377b8a23c14162a424814fa588959248d89114d8e0ea8",
+		2: "bf299a24e08b06ad217ea55ce3c4ae51a41e1c52edff7adb29540910251315da",
+		3: "f054d5567f3c5570f3e140e99e80db1ec8d16cedab6a343f551984410b1c1dee",
+		4: "59112d9aca4f16265663e829a1b0fc7445136a760ae0357bae4a968b96075a65",
+		5: "0f24d8a5206d01a9a471a8f123591ecc2cdeb4204fad15d7c1d81bcd42293eb1",
+		6: "ec7e06575bdf3d09c9849c0a4cf83621930227dcc2fe257c83ea88e8d1090f2e",
+		7: "69ce199bc14b0aa4fc168ae991a104f8924c90261d8c578a4d88018775ba5751",
+		8: "fdce3c3c30ce455c5fa8669e177b33840e598b10d0743478810a71e15c3181f2",
+		9: "a8fe2fb996d31c67f2b2e3924d4520c19819e58edb16f26476f0fc130339e083",
+	}
 	for level := 1; level <= 9; level++ {
 		packed, _ := write(t, data, gz.WriterOptions{Level: level, Workers: 2}, 1<<20)
 		if got := fmt.Sprintf("%x", sha256.Sum256(packed)); got != want[level] {
