@@ -20,6 +20,7 @@ package treetest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -125,11 +126,13 @@ func word(e *tree.Entry, content *[]byte, w string) error {
 			return nil
 		}
 	}
-	if _, err := fmt.Sscanf(w, "%d:%d", &e.UID, &e.GID); err == nil {
-		return nil
-	}
-	if _, err := fmt.Sscanf(w, "%d,%d", &e.Major, &e.Minor); err == nil {
-		return nil
+	for sep, to := range map[string][2]*uint32{":": {&e.UID, &e.GID}, ",": {&e.Major, &e.Minor}} {
+		if a, b, ok := strings.Cut(w, sep); ok {
+			x, err := strconv.ParseUint(a, 10, 32)
+			y, err2 := strconv.ParseUint(b, 10, 32)
+			*to[0], *to[1] = uint32(x), uint32(y)
+			return errors.Join(err, err2)
+		}
 	}
 	n, err := strconv.ParseUint(w, 8, 12)
 	if err != nil {
