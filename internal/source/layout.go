@@ -151,7 +151,7 @@ func (l *Layout) Resolve(ref string, platform *ocispecs.Platform) (*LayoutImage,
 }
 
 func (l *Layout) resolve(ref string, p ocispecs.Platform) (*LayoutImage, error) {
-	desc, err := l.find(ref)
+	desc, err := l.find(ref, p)
 	if err != nil {
 		return nil, err
 	}
@@ -175,14 +175,17 @@ func (l *Layout) resolve(ref string, p ocispecs.Platform) (*LayoutImage, error) 
 		if depth >= maxIndexDepth {
 			return nil, errors.New("too many indexes within indexes")
 		}
-		if desc, err = l.choose(raw, p); err != nil {
+		next, err := l.choose(raw, p)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", desc.Digest, err)
 		}
+		desc = next
 	}
 }
 
-// find returns the descriptor for a reference.
-func (l *Layout) find(ref string) (ocispecs.Descriptor, error) {
+// find returns the descriptor for a reference. An index.json may hold the
+// platforms of one image side by side: then p decides.
+func (l *Layout) find(ref string, p ocispecs.Platform) (ocispecs.Descriptor, error) {
 	if d, err := digest.Parse(ref); err == nil {
 		for _, m := range l.index.Manifests {
 			if m.Digest == d {
@@ -205,6 +208,9 @@ func (l *Layout) find(ref string) (ocispecs.Descriptor, error) {
 		return ocispecs.Descriptor{}, fmt.Errorf("index.json names no image: %w", fs.ErrNotExist)
 	case len(found) == 0:
 		return ocispecs.Descriptor{}, fmt.Errorf("not in index.json, which has %s: %w", l.names(), fs.ErrNotExist)
+	}
+	if !slices.ContainsFunc(found, func(m ocispecs.Descriptor) bool { return m.Platform == nil }) {
+		return l.best(found, p)
 	}
 	return ocispecs.Descriptor{}, fmt.Errorf("index.json has %d images for it (%s): name one, or its digest", len(found), l.names())
 }
@@ -240,19 +246,23 @@ func (l *Layout) choose(raw []byte, p ocispecs.Platform) (ocispecs.Descriptor, e
 	if err := json.Unmarshal(raw, &index); err != nil {
 		return ocispecs.Descriptor{}, err
 	}
+	return l.best(index.Manifests, p)
+}
+
+func (l *Layout) best(manifests []ocispecs.Descriptor, p ocispecs.Platform) (ocispecs.Descriptor, error) {
 	match := platforms.Only(p)
 	var (
 		best   ocispecs.Descriptor
 		bestOf *ocispecs.Platform
 		offers []string
 	)
-	for _, m := range index.Manifests {
+	for _, m := range manifests {
 		if isAttestation(m) {
 			continue
 		}
 		of, err := l.platformOf(m)
 		if err != nil {
-			return ocispecs.Descriptor{}, err
+			return ocispecs.Descriptor{}, fmt.Errorf("%s: %w", m.Digest, err)
 		}
 		offers = append(offers, platforms.FormatAll(*of))
 		if match.Match(*of) && (bestOf == nil || match.Less(*of, *bestOf)) {

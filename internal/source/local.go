@@ -90,7 +90,7 @@ func (l *LocalFS) ReadDir(p string) ([]tree.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := entries[:0]
+	out := make([]tree.Entry, 0, len(entries))
 	for _, e := range entries {
 		shown, err := l.filter.shown(e.Path, e.Mode.IsDir())
 		if err != nil {
