@@ -15,9 +15,24 @@ import (
 	"github.com/klauspost/compress/flate"
 )
 
+// Sizes relative to level 6 of compress/gzip, which is what BuildKit writes, and
+// megabytes of input per second on one core, for 256 MiB each of logs, of a tar
+// of /usr/bin and of a tar of /usr/share:
+//
+//	                              logs          /usr/bin      /usr/share
+//	compress/gzip, level 6                43            24            46
+//	level 6, 1 MiB blocks         +1.20% 106    +2.26%  96    +1.20% 166
+//	level 7, 1 MiB blocks         +0.05%  78    +0.52%  44    +0.37% 100
+//	  the same, with dictionary   -0.47%  78    +0.36%  40    +0.28% 102
+//	level 8, 512 KiB blocks       -0.10%  52    +0.05%  42    +0.17%  65
+//	level 8, 1 MiB blocks         -0.63%  51    -0.10%  37    +0.06%  67
+//
+// A dictionary would gain less than the next level does, and each checkpoint
+// would need its window.
 const (
 	// DefaultLevel is the compression level of a [Writer] unless told otherwise.
-	DefaultLevel = 6
+	// It is the fastest at which layers are no bigger than BuildKit's.
+	DefaultLevel = 8
 	// BlockSize is how many bytes of input are compressed as one. Changing it
 	// changes the digests of all layers.
 	BlockSize = 1 << 20
@@ -158,7 +173,9 @@ func (z *Writer) newBlock() *block {
 	}
 	if z.made < z.workers+2 {
 		z.made++
-		return &block{in: make([]byte, 0, BlockSize), done: make(chan struct{}, 1)}
+		b := &block{in: make([]byte, 0, BlockSize), done: make(chan struct{}, 1)}
+		b.out.Grow(BlockSize + BlockSize/256) // all that noise can grow to
+		return b
 	}
 	return <-z.free
 }
