@@ -1,0 +1,206 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. A failed RUN step gives its own code, as kaniko does; an
+// interrupted build gives 128 and the signal's number, as a shell does.
+const (
+	exitOK     = 0
+	exitError  = 1
+	exitSignal = 128
+)
+
+// failurePrefix starts the last line of a failed build. Scripts look for it.
+const failurePrefix = "error building image: "
+
+// An exitCoder is an error that decides how the program exits, like a RUN step
+// that failed.
+type exitCoder interface {
+	error
+	ExitCode() int
+}
+
+// An explainer is an error with more to say than fits in a line: what is near,
+// what was tried, what to do. The text is printed above the last line.
+type explainer interface {
+	error
+	Explain() string
+}
+
+// exitCode is the one place where errors become exit codes.
+func exitCode(ctx context.Context, err error) int {
+	if err == nil {
+		return exitOK
+	}
+	if sig, ok := errors.AsType[*SignalError](context.Cause(ctx)); ok {
+		return sig.ExitCode()
+	}
+	if coder, ok := errors.AsType[exitCoder](err); ok {
+		// A code of 0 would say that all went well, and one that does not fit in
+		// a byte may: kaniko gives -1, which is 255, for a step killed by a signal.
+		if code := coder.ExitCode() & 0xff; code != 0 {
+			return code
+		}
+	}
+	return exitError
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string { return e.msg }
+
+func usageErrorf(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...)}
+}
+
+// statusError exits with a code after everything was said.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// ExitCode returns the code itself.
+func (e statusError) ExitCode() int { return int(e) }
+
+// printError is the one place where errors become text.
+func (a *App) printError(cmd *cobra.Command, err error) {
+	if errors.Is(err, errDiffer) {
+		return
+	}
+	if _, ok := errors.AsType[statusError](err); ok {
+		return
+	}
+	prefix := "error: "
+	if cmd != nil && (cmd.Name() == "build" || cmd.Name() == "executor") {
+		prefix = failurePrefix
+	}
+	io.WriteString(a.Stderr, failureText(prefix, err)) //nolint:errcheck // there is nowhere left to tell
+	if usage, ok := errors.AsType[*usageError](err); ok && usage != nil && prefix == "error: " && cmd != nil {
+		fmt.Fprintf(a.Stderr, "see %s --help\n", cmd.CommandPath())
+	}
+}
+
+// failureText returns what is printed of an error: where in the Dockerfile,
+// explanations, and one last line with the prefix.
+func failureText(prefix string, err error) string {
+	var b strings.Builder
+	where := ""
+	if sources := errdefs.Sources(err); len(sources) > 0 {
+		where = writeSource(&b, sources[len(sources)-1])
+	}
+	if e, ok := errors.AsType[explainer](err); ok {
+		if text := strings.TrimRight(e.Explain(), "\n"); text != "" {
+			b.WriteString(text + "\n")
+		}
+	}
+	msg := strings.TrimSpace(err.Error())
+	if strings.Contains(msg, "\n") {
+		b.WriteString(msg + "\n")
+		msg = oneLine(msg)
+	}
+	if where != "" && !strings.HasPrefix(msg, where) {
+		msg = where + ": " + msg
+	}
+	return b.String() + prefix + msg + "\n"
+}
+
+func oneLine(s string) string {
+	var parts []string
+	for line := range strings.Lines(s) {
+		if line = strings.TrimSpace(line); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// writeSource prints the lines of the Dockerfile around the place of an error
+// and returns "file:line".
+func writeSource(b *strings.Builder, src *errdefs.Source) string {
+	if src.Info == nil || len(src.Ranges) == 0 || src.Ranges[0].Start == nil {
+		return ""
+	}
+	lines := strings.Split(string(src.Info.Data), "\n")
+	start := int(src.Ranges[0].Start.Line)
+	end := start
+	for _, r := range src.Ranges {
+		if r.End != nil {
+			end = max(end, int(r.End.Line))
+		}
+	}
+	if start < 1 || start > len(lines) {
+		return ""
+	}
+	where := fmt.Sprintf("%s:%d", src.Info.Filename, start)
+	fmt.Fprintf(b, "%s: %s\n", where, strings.TrimRight(lines[start-1], "\r"))
+	for n := max(1, start-1); n <= min(len(lines), end+1); n++ {
+		mark := "|"
+		if n >= start && n <= end {
+			mark = ">"
+		}
+		if text := strings.TrimRight(lines[n-1], "\r"); text != "" || mark == ">" {
+			fmt.Fprintf(b, " %4d %s %s\n", n, mark, text)
+		}
+	}
+	return where
+}
+
+// A SignalError is the cause of a context that a signal ended.
+type SignalError struct{ Signal os.Signal }
+
+// Error names the signal.
+func (e *SignalError) Error() string { return "stopped by signal: " + e.Signal.String() }
+
+// ExitCode returns 128 and the signal's number.
+func (e *SignalError) ExitCode() int {
+	if sig, ok := e.Signal.(syscall.Signal); ok {
+		return exitSignal + int(sig)
+	}
+	return exitError
+}
+
+// WithSignals returns a context that ends at the first SIGINT or SIGTERM, its
+// cause being a [SignalError]. At the second one exit is called at once. The
+// returned function stops the handling and waits for it to end.
+func WithSignals(ctx context.Context, exit func(code int)) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for count := 0; ; count++ {
+			select {
+			case <-stop:
+				return
+			case sig := <-signals:
+				err := &SignalError{Signal: sig}
+				if count > 0 {
+					exit(err.ExitCode())
+				}
+				cancel(err)
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(stop)
+		<-stopped
+		cancel(nil)
+	}
+}

@@ -1,0 +1,50 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"hako/internal/build"
+)
+
+// Main runs the program with the process's environment and returns its exit
+// code. An empty version is looked up in what the Go tool recorded.
+func Main(ctx context.Context, version string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	app := &App{
+		Version: versionOf(version),
+		Env:     environ(),
+		Stdin:   stdin,
+		Stdout:  stdout,
+		Stderr:  stderr,
+	}
+	return app.Main(ctx, args)
+}
+
+// environ takes the snapshot of the environment that the whole program uses.
+func environ() build.Env {
+	env := build.Env{}
+	for _, item := range os.Environ() {
+		// Windows has names that start with "=".
+		if name, value, ok := strings.Cut(item, "="); ok && name != "" {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+func versionOf(version string) string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "unknown"
+	}
+	return strings.Trim(info.Main.Version, "()")
+}
