@@ -4,6 +4,7 @@
 package frontend
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/apicaps"
 	capspb "github.com/moby/buildkit/util/apicaps/pb"
+	"github.com/opencontainers/go-digest"
 )
 
 // honoured are the features of graphs that the ops compute.
@@ -88,21 +90,28 @@ func capSet(list *apicaps.CapList, ids []apicaps.CapID) apicaps.CapSet {
 	return list.CapSet(on)
 }
 
-// checkCaps refuses a graph that asks for what nothing here does.
+// checkCaps refuses a graph that asks for what nothing here does. Not every
+// feature leaves its capability in the graph, so the commands are looked at too.
 func checkCaps(def *pb.Definition) error {
 	ok := map[string]bool{}
 	for _, id := range honoured() {
 		ok[string(id)] = true
 	}
 	why := refused()
-	for _, dgst := range slices.Sorted(maps.Keys(def.GetMetadata())) {
-		for _, c := range slices.Sorted(maps.Keys(def.GetMetadata()[dgst].GetCaps())) {
+	for _, dt := range def.GetDef() {
+		dgst := string(digest.FromBytes(dt))
+		var op pb.Op
+		if err := op.UnmarshalVT(dt); err != nil {
+			return fmt.Errorf("decode op: %w", err)
+		}
+		wanted := def.GetMetadata()[dgst].GetCaps()
+		for _, c := range append(slices.Sorted(maps.Keys(wanted)), execCaps(&op, def.GetMetadata()[dgst])...) {
 			if ok[c] {
 				continue
 			}
 			err := fmt.Errorf("the build needs %q, which is not supported", c)
 			if text := why[apicaps.CapID(c)]; text != "" {
-				err = fmt.Errorf("%s", text)
+				err = errors.New(text)
 			}
 			return atVertex(def, dgst, err)
 		}
@@ -110,13 +119,42 @@ func checkCaps(def *pb.Definition) error {
 	return nil
 }
 
-// atVertex adds the place of a vertex to an error.
+// execCaps returns the refused capabilities that a command uses.
+func execCaps(op *pb.Op, md *pb.OpMetadata) []string {
+	var out []string
+	exec := op.GetExec()
+	for c, used := range map[apicaps.CapID]bool{
+		pb.CapExecMetaUlimit:         len(exec.GetMeta().GetUlimit()) > 0,
+		pb.CapExecMetaCgroupParent:   exec.GetMeta().GetCgroupParent() != "",
+		pb.CapExecMetaLinuxResources: md.GetLinuxResources() != nil,
+		pb.CapExecMetaCDI:            len(exec.GetCdiDevices()) > 0,
+		pb.CapExecMetaSecurity:       exec.GetSecurity() != pb.SecurityMode_SANDBOX,
+	} {
+		if used {
+			out = append(out, string(c))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// atVertex adds the place of a vertex to an error; if it has none, as sources
+// that belong to an ADD, that of the first vertex that uses it.
 func atVertex(def *pb.Definition, dgst string, err error) error {
 	src := def.GetSource()
 	for _, loc := range src.GetLocations()[dgst].GetLocations() {
 		if i := int(loc.GetSourceIndex()); i >= 0 && i < len(src.GetInfos()) {
 			info := src.GetInfos()[i]
 			return &SourceError{File: info.GetFilename(), Lines: lineRanges(loc.GetRanges()), Text: info.GetData(), Err: err}
+		}
+	}
+	for _, dt := range def.GetDef() {
+		var op pb.Op
+		if op.UnmarshalVT(dt) != nil || op.Op == nil {
+			continue
+		}
+		if slices.ContainsFunc(op.Inputs, func(in *pb.Input) bool { return in.GetDigest() == dgst }) {
+			return atVertex(def, string(digest.FromBytes(dt)), err)
 		}
 	}
 	return err

@@ -163,6 +163,9 @@ func (l *loader) vertex(dgst digest.Digest, open map[digest.Digest]bool) (*Verte
 	}
 	v.Name = vertexName(v)
 	v.File, v.Lines, v.Text = l.location(dgst)
+	if v.File == "" && v.IsSource() {
+		v.File, v.Lines, v.Text = l.onlyUse(dgst)
+	}
 	if err := checkOp(op); err != nil {
 		return nil, newVertexError(v, err)
 	}
@@ -198,4 +201,22 @@ func (l *loader) location(dgst digest.Digest) (file string, lines [][2]int, text
 		return info.GetFilename(), lines, info.GetData()
 	}
 	return "", nil, nil
+}
+
+// onlyUse returns the location of the one vertex that uses a source: that of
+// the ADD of a URL, which itself has none.
+func (l *loader) onlyUse(dgst digest.Digest) (file string, lines [][2]int, text []byte) {
+	var user digest.Digest
+	for id, op := range l.ops {
+		for _, in := range op.Inputs {
+			if in.GetDigest() != string(dgst) {
+				continue
+			}
+			if user != "" && user != id {
+				return "", nil, nil
+			}
+			user = id
+		}
+	}
+	return l.location(user)
 }
