@@ -104,29 +104,15 @@ loop:
 			low = f.low
 		}
 		end := op + length
-		switch {
-		case dist >= 16:
-			for op < end {
-				*(*[16]byte)(out[op:]) = *(*[16]byte)(out[from:])
-				from += 16
-				op += 16
-			}
-		case dist >= 8:
-			for op < end {
-				binary.LittleEndian.PutUint64(out[op:], binary.LittleEndian.Uint64(out[from:]))
-				from += 8
-				op += 8
-			}
-		case dist == 1:
-			v := uint64(out[from]) * 0x0101010101010101
-			for ; op < end; op += 8 {
-				binary.LittleEndian.PutUint64(out[op:], v)
-			}
-		default:
-			for ; op < end; op++ {
-				out[op] = out[from]
-				from++
-			}
+		if dist < 16 {
+			copyNear(out, from, op, end)
+			op = end
+			continue
+		}
+		for op < end {
+			*(*[16]byte)(out[op:]) = *(*[16]byte)(out[from:])
+			from += 16
+			op += 16
 		}
 		op = end
 	}
@@ -136,6 +122,28 @@ loop:
 		return false, f.corrupt(problem)
 	}
 	return done, nil
+}
+
+// copyNear copies a match from less than 16 bytes before op to what ends at end,
+// and may write up to 7 bytes more.
+func copyNear(out []byte, from, op, end int) {
+	switch dist := op - from; {
+	case dist >= 8:
+		for ; op < end; op += 8 {
+			binary.LittleEndian.PutUint64(out[op:], binary.LittleEndian.Uint64(out[from:]))
+			from += 8
+		}
+	case dist == 1:
+		v := uint64(out[from]) * 0x0101010101010101
+		for ; op < end; op += 8 {
+			binary.LittleEndian.PutUint64(out[op:], v)
+		}
+	default:
+		for ; op < end; op++ {
+			out[op] = out[from]
+			from++
+		}
+	}
 }
 
 // slow decodes one entry's worth near the end of the input, where zeros follow
