@@ -262,7 +262,7 @@ func randomCase(t testing.TB, r *rand.Rand, root string) source.LocalOptions {
 }
 
 func FuzzLocalAsFsutil(f *testing.F) {
-	for i := range uint64(400) {
+	for i := range uint64(150) {
 		f.Add(i)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) {
