@@ -24,9 +24,8 @@ const maxVerdicts = 4096
 // A filter decides what of a tree is seen. It gives for single paths the answer
 // that fsutil's walk over the whole tree gives: patterns are matched from the
 // root downwards with each directory's results handed to what it holds, and
-// a directory that cannot hold anything wanted is not entered, even where
-// entering it would find something (fsutil's NewFilterFS has that shortcut, so
-// it is part of what ignore patterns mean).
+// a directory that no pattern can want anything of is not entered, by the same
+// rule as in fsutil's NewFilterFS.
 type filter struct {
 	base             tree.FS
 	include, exclude *patternmatcher.PatternMatcher
