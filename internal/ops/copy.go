@@ -298,6 +298,11 @@ func (c *copier) copy(e tree.Entry, rel, target string, merge bool, inParent, ex
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if !exists {
+		if err := c.checkParent(rel); err != nil {
+			return err
+		}
+	}
 	if m.include {
 		if c.replace && exists && !(e.Mode.IsDir() && old.Mode.IsDir()) {
 			if err := c.dst.Remove(target); err != nil {
@@ -316,6 +321,20 @@ func (c *copier) copy(e tree.Entry, rel, target string, merge bool, inParent, ex
 		return fmt.Errorf("copy %q: cannot replace to directory %q with file", c.name(rel), "/"+target)
 	}
 	return c.file(e, target)
+}
+
+// checkParent fails if the directory that is being copied, but not made yet, has
+// a file in its place: BuildKit stumbles over that even if nothing is included.
+func (c *copier) checkParent(rel string) error {
+	if len(c.parents) == 0 || c.parents[len(c.parents)-1].copied {
+		return nil
+	}
+	p := c.parents[len(c.parents)-1].target
+	e, err := c.dst.Lstat(p)
+	if err != nil || e.Mode.IsDir() || e.Mode.IsSymlink() {
+		return nil //nolint:nilerr // what is not there is not in the way
+	}
+	return fmt.Errorf("copy %q: cannot copy to non-directory: %q", c.name(rel), "/"+p)
 }
 
 // A match says what the patterns make of a path.

@@ -78,6 +78,9 @@ func NewOverlay(base FS) *Overlay {
 	return o
 }
 
+// Base returns the tree that the changes are against; nil is an empty one.
+func (o *Overlay) Base() FS { return o.base }
+
 // Clone returns an overlay with the same base and the same changes, which then
 // go their own ways.
 func (o *Overlay) Clone() *Overlay {
