@@ -40,7 +40,7 @@ func logText(n int) []byte {
 	return out.Bytes()[:n]
 }
 
-// benchData returns text, and what GZ_BENCH_FILE names in addition.
+// benchData returns text and a program.
 func benchData(b *testing.B) map[string][]byte {
 	data := map[string][]byte{"text": logText(32 << 20)}
 	exe, err := os.Executable()

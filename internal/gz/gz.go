@@ -14,7 +14,9 @@
 //
 // Both directions are what a build waits for, so both are written for speed:
 // the Reader has an inflate of its own, and the Writer compresses its blocks on
-// several cores, with the same bytes whatever their number.
+// several cores, with the same bytes whatever their number. On one core of an
+// AMD EPYC the Reader gives 540 MB/s of logs where compress/gzip and klauspost's
+// give 220 to 290; see BenchmarkReader, and [DefaultLevel] for the Writer.
 package gz
 
 import "errors"
