@@ -1,0 +1,51 @@
+# Copyright The hako authors.
+# SPDX-License-Identifier: Apache-2.0
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+TOOL     = $(GO) tool -modfile=tools/go.mod
+FUZZTIME ?= 30s
+GOFILES  = $(shell git ls-files --cached --others --exclude-standard '*.go')
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test cover lint fmt generate golden fuzz bench images
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/hako for this machine
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/hako ./cmd/hako
+
+demo: build ## Build an example image, without a registry or root of your own
+	$(GO) run ./demo
+
+test: ## Run all tests
+	$(GO) test ./...
+
+cover: ## Run all tests and show how much of the code they reach
+	$(GO) test -coverprofile=bin/cover.out ./... && $(GO) tool cover -func=bin/cover.out | tail -1
+
+lint: ## Check format, vet for every platform, architecture and lint rules
+	@out=$$(gofmt -l $(GOFILES)); test -z "$$out" || { echo "not formatted (make fmt):"; echo "$$out"; exit 1; }
+	for p in linux/amd64 linux/arm64 darwin/arm64 windows/amd64; do echo "vet $$p"; CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) vet ./... || exit 1; done
+	$(GO) test -count=1 ./internal/ && $(TOOL) golangci-lint run
+
+fmt: ## Format all files
+	$(TOOL) gofumpt -w $(GOFILES)
+
+generate: ## Run code generators
+	$(GO) generate ./...
+
+golden: ## Rewrite expected outputs; review the difference like code
+	$(GO) test ./cmd/hako -update
+
+fuzz: ## Run each fuzz target for FUZZTIME (30s)
+	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read f; do for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/p' $$f); do \
+	echo "$$f $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
+
+bench: build ## Measure; prints the README's table
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+images: build ## Build the container image, with hako itself
+	bin/hako build --isolation=auto -o type=oci,dest=bin/hako-image.tar -t hako:$(VERSION) -f images/Dockerfile .
