@@ -43,7 +43,7 @@ func demo(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("make base image: %w", err)
 	}
-	p := choosePlace(ctx)
+	p := choosePlace(ctx, dir)
 	say("base     %s/base:1, %s", host, base.what)
 	say("RUN      %s", p.why)
 	bctx := filepath.Join(dir, "context")
@@ -95,16 +95,19 @@ type place struct {
 // choosePlace decides where the build runs. RUN steps in place rearrange the
 // root of the container they are in, which must never be that of a machine
 // somebody works on: so they need a container.
-func choosePlace(ctx context.Context) place {
+func choosePlace(ctx context.Context, dir string) place {
 	podman, err := exec.LookPath("podman")
 	if err != nil {
 		return place{why: "left out: it needs a container, and podman is not here"}
 	}
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, podman, "info")
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return place{why: "left out: podman does not work here: " + firstLine(stderr.String())}
+	// A root that holds hako and nothing else, as in hako's own image.
+	root := filepath.Join(dir, "root")
+	if err := copyFile(filepath.Join("bin", "hako"), filepath.Join(root, "kaniko", "executor"), 0o755); err != nil {
+		return place{why: "left out: " + err.Error()}
+	}
+	cmd := exec.CommandContext(ctx, podman, "run", "--rm", "--network=host", "--ulimit=host", "--rootfs", root, "/kaniko/executor", "--help")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return place{why: "left out: podman runs no container here: " + firstLine(string(out))}
 	}
 	return place{canRun: true, podman: podman, why: "in a podman container with default rights"}
 }
@@ -123,11 +126,7 @@ func (p place) build(ctx context.Context, dir, bctx, ref string) (string, error)
 	flags := []string{"--insecure", "--insecure-pull", "--destination", ref}
 	cmd := exec.CommandContext(ctx, bin, append([]string{"build", bctx}, flags...)...)
 	if p.podman != "" {
-		// A root that holds hako and nothing else, as in hako's own image.
 		root := filepath.Join(dir, "root")
-		if err := copyFile(bin, filepath.Join(root, "kaniko", "executor"), 0o755); err != nil {
-			return "", err
-		}
 		args := []string{
 			"run", "--rm", "--network=host", "--ulimit=host", "--security-opt=label=disable",
 			"--volume", bctx + ":/workspace:ro", "--rootfs", root, "/kaniko/executor", "--context=/workspace",
