@@ -1,0 +1,151 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package rig
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+// DefaultEpoch is the SOURCE_DATE_EPOCH of a case that sets none.
+const DefaultEpoch = "1700000000"
+
+// A Case is one Dockerfile with its context, its options and what is expected
+// of both builders. Its form as a txtar file is described in
+// test/conformance/README.md.
+type Case struct {
+	Name string
+	// Rows are the semantics rows that the case covers.
+	Rows []string
+	// Error, if set, says that both builds must fail and that hako's message
+	// matches it.
+	Error *regexp.Regexp
+	// Options are the build's options, by name, each with its values in order.
+	Options map[string][]string
+
+	archive *txtar.Archive
+}
+
+// options names the options that a case may set.
+var options = []string{
+	"build-arg", "target", "platform", "label", "annotation", "context", "secret",
+	"ssh", "epoch", "dockerfile", "add-host", "hostname", "shm-size", "ulimit", "no-cache", "network",
+}
+
+var (
+	optionLine = regexp.MustCompile(`^([a-z][a-z-]*):\s*(.*)$`)
+	runLine    = regexp.MustCompile(`(?mi)^\s*(onbuild\s+)?run[\s\\]`)
+)
+
+// ReadCases reads every case of a directory, in the order of their names.
+func ReadCases(dir string) ([]*Case, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
+	if err != nil {
+		return nil, err
+	}
+	var cases []*Case
+	for _, path := range paths {
+		c, err := readCase(path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		cases = append(cases, c)
+	}
+	return cases, nil
+}
+
+func readCase(path string) (*Case, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &Case{
+		Name:    strings.TrimSuffix(filepath.Base(path), ".txtar"),
+		Options: map[string][]string{},
+		archive: txtar.Parse(data),
+	}
+	for line := range strings.Lines(string(c.archive.Comment)) {
+		m := optionLine.FindStringSubmatch(strings.TrimRight(line, "\n"))
+		if m == nil {
+			continue
+		}
+		if err := c.option(m[1], m[2]); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.Rows) == 0 {
+		return nil, fmt.Errorf("no rows: line")
+	}
+	return c, nil
+}
+
+func (c *Case) option(name, value string) (err error) {
+	switch {
+	case name == "rows":
+		c.Rows = append(c.Rows, strings.Fields(value)...)
+	case name == "error":
+		c.Error, err = regexp.Compile(value)
+	case slices.Contains(options, name):
+		c.Options[name] = append(c.Options[name], value)
+	default:
+		err = fmt.Errorf("unknown option %q", name)
+	}
+	return err
+}
+
+// HasRun says whether the case runs commands, and so needs a place to run them.
+func (c *Case) HasRun() bool {
+	for _, f := range c.archive.Files {
+		if strings.Contains(strings.ToLower(f.Name), "dockerfile") && runLine.Match(f.Data) {
+			return true
+		}
+	}
+	return false
+}
+
+// Epoch is the SOURCE_DATE_EPOCH of the case, empty if it asks for none.
+func (c *Case) Epoch() string {
+	switch e := c.Options["epoch"]; {
+	case len(e) == 0:
+		return DefaultEpoch
+	case e[0] == "none":
+		return ""
+	default:
+		return e[0]
+	}
+}
+
+// dockerfile returns where the Dockerfile is, as directory and name within the
+// case's files. A value beginning with @ lies outside the context.
+func (c *Case) dockerfile() (dir, name string) {
+	f := "Dockerfile"
+	if v := c.Options["dockerfile"]; len(v) > 0 {
+		f = v[0]
+	}
+	if rest, ok := strings.CutPrefix(f, "@"); ok {
+		dir, name, _ = strings.Cut(rest, "/")
+		return dir, name
+	}
+	return contextDir, f
+}
+
+// contexts returns the named contexts in the order of their names; a value
+// beginning with @ is a directory of the case.
+func (c *Case) contexts(r *Rig) (names []string, values map[string]string) {
+	values = map[string]string{}
+	for _, v := range c.Options["context"] {
+		name, value, _ := strings.Cut(v, "=")
+		values[name] = r.Address(value)
+	}
+	return slices.Sorted(maps.Keys(values)), values
+}

@@ -1,0 +1,256 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package rig
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// seccompDefault is moby's default profile, the one that Docker and containerd
+// apply to an ordinary pod; podman's own is looser.
+//
+//go:embed seccomp-default.json
+var seccompDefault []byte
+
+// PodCapabilities is CapEff of an ordinary pod: the 14 default capabilities of
+// Docker and containerd.
+const PodCapabilities = "00000000a80425fb"
+
+const containersConf = `[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+`
+
+// A Podman runs containers out of a storage of its own. It is safe for
+// concurrent use.
+type Podman struct {
+	rig     *Rig
+	dir     string
+	seccomp string
+
+	mu     sync.Mutex
+	images map[string]string // names within the image → image
+}
+
+// A Mount is a bind mount into a container.
+type Mount struct {
+	Source, Target string
+	ReadOnly       bool
+}
+
+// A PodSpec is a container to run with an ordinary pod's rights.
+type PodSpec struct {
+	Image   string
+	Command []string
+	Mounts  []Mount
+	Memory  string // such as 256m; empty is no limit
+	Env     []string
+	Args    []string // more arguments of podman create
+}
+
+// A PodResult is what a container's process left.
+type PodResult struct {
+	Stdout, Stderr string
+	Exit           int
+}
+
+// Podman sets up the rig's container storage, once.
+func (r *Rig) Podman(ctx context.Context) (*Podman, error) {
+	r.podmanOnce.Do(func() { r.podman, r.podmanErr = newPodman(r) })
+	return r.podman, r.podmanErr
+}
+
+func newPodman(r *Rig) (*Podman, error) {
+	dir := filepath.Join(r.Dir, "pod")
+	if err := os.MkdirAll(filepath.Join(dir, "tmp"), 0o755); err != nil {
+		return nil, fmt.Errorf("make podman storage: %w", err)
+	}
+	p := &Podman{rig: r, dir: dir, seccomp: filepath.Join(dir, "seccomp.json"), images: map[string]string{}}
+	for name, data := range map[string][]byte{
+		"containers.conf": []byte(containersConf), "registries.conf": nil, "storage.conf": []byte("[storage]\ndriver = \"overlay\"\n"),
+		"seccomp.json": seccompDefault, "policy.json": []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return nil, fmt.Errorf("write podman config: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// close removes what containers are left and unmounts the storage.
+func (p *Podman) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := p.do(ctx, "rm", "--all", "--force", "--time=0")
+	return errors.Join(err, unmountBelow(p.dir))
+}
+
+// cmd is podman with the rig's storage and configuration and nothing of the
+// machine's.
+func (p *Podman) cmd(ctx context.Context, args ...string) *exec.Cmd {
+	global := []string{
+		"--root", filepath.Join(p.dir, "root"), "--runroot", filepath.Join(p.dir, "run"),
+		"--tmpdir", filepath.Join(p.dir, "tmp"), "--storage-driver", "overlay", "--log-level", "error",
+	}
+	cmd := exec.CommandContext(ctx, "podman", append(global, args...)...)
+	cmd.Env = append(os.Environ(),
+		"CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"),
+		"CONTAINERS_STORAGE_CONF="+filepath.Join(p.dir, "storage.conf"),
+		"CONTAINERS_REGISTRIES_CONF="+filepath.Join(p.dir, "registries.conf"))
+	return cmd
+}
+
+func (p *Podman) do(ctx context.Context, args ...string) (string, error) {
+	cmd := p.cmd(ctx, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("podman %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// Load puts an image into the storage under the given name.
+func (p *Podman) Load(ctx context.Context, ref string, img v1.Image) error {
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		return fmt.Errorf("load image: %w", err)
+	}
+	path := filepath.Join(p.dir, "load-"+filepath.Base(tag.RepositoryStr())+".tar")
+	defer os.Remove(path)
+	if err := tarball.WriteToFile(path, tag, img); err != nil {
+		return fmt.Errorf("write image %s: %w", ref, err)
+	}
+	_, err = p.do(ctx, "load", "--quiet", "--input", path, "--signature-policy", filepath.Join(p.dir, "policy.json"))
+	return err
+}
+
+// Scratch returns an image FROM scratch that holds hako under the given names
+// and nothing else: /kaniko is open to all and its only directory.
+func (p *Podman) Scratch(ctx context.Context, names ...string) (string, error) {
+	return p.image(ctx, "localhost/scratch", nil, names)
+}
+
+// image adds hako, under names, to the layers of a base.
+func (p *Podman) image(ctx context.Context, repo string, base v1.Image, names []string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := repo + " " + strings.Join(names, " ")
+	if ref, ok := p.images[key]; ok {
+		return ref, nil
+	}
+	ref := fmt.Sprintf("%s:%d", repo, len(p.images))
+	img, err := p.rig.hakoImage(base, names)
+	if err != nil {
+		return "", err
+	}
+	if err := p.Load(ctx, ref, img); err != nil {
+		return "", err
+	}
+	p.images[key] = ref
+	return ref, nil
+}
+
+// Create makes a container, not yet started, and returns its id.
+func (p *Podman) Create(ctx context.Context, s PodSpec) (string, error) {
+	args := []string{
+		"create", "--network=host", "--cap-add=MKNOD,NET_RAW,AUDIT_WRITE", "--security-opt=seccomp=" + p.seccomp,
+		"--pull=never", "--log-driver=none",
+	}
+	if s.Memory != "" {
+		args = append(args, "--memory="+s.Memory, "--memory-swap="+s.Memory)
+	}
+	for _, e := range s.Env {
+		args = append(args, "--env="+e)
+	}
+	for _, m := range s.Mounts {
+		v := "type=bind,source=" + m.Source + ",target=" + m.Target
+		if m.ReadOnly {
+			v += ",readonly"
+		}
+		args = append(args, "--mount="+v)
+	}
+	args = append(args, s.Args...)
+	if len(s.Command) > 0 {
+		args = append(args, "--entrypoint="+s.Command[0], s.Image)
+		args = append(args, s.Command[1:]...)
+	} else {
+		args = append(args, s.Image)
+	}
+	return p.do(ctx, args...)
+}
+
+// Init makes the container's mount points, without starting its process, so
+// that its files can be looked at as the process will find them.
+func (p *Podman) Init(ctx context.Context, id string) error {
+	_, err := p.do(ctx, "init", id)
+	return err
+}
+
+// Start runs a container, again if it has run before, to its end.
+func (p *Podman) Start(ctx context.Context, id string) (PodResult, error) {
+	cmd := p.cmd(ctx, "start", "--attach", "--sig-proxy=false", id)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	res := PodResult{Stdout: stdout.String(), Stderr: stderr.String()}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		res.Exit = exit.ExitCode()
+		return res, nil
+	}
+	return res, err
+}
+
+// Kill sends a signal to a container's first process.
+func (p *Podman) Kill(ctx context.Context, id, signal string) error {
+	_, err := p.do(ctx, "kill", "--signal="+signal, id)
+	return err
+}
+
+// Remove removes a container.
+func (p *Podman) Remove(ctx context.Context, id string) error {
+	_, err := p.do(ctx, "rm", "--force", "--time=0", id)
+	return err
+}
+
+// Run runs a container to its end and removes it.
+func (p *Podman) Run(ctx context.Context, s PodSpec) (PodResult, error) {
+	id, err := p.Create(ctx, s)
+	if err != nil {
+		return PodResult{}, err
+	}
+	res, err := p.Start(ctx, id)
+	return res, errors.Join(err, p.Remove(context.WithoutCancel(ctx), id))
+}
+
+// Files lists a container's files, as Snapshot does, from outside it.
+func (p *Podman) Files(ctx context.Context, id string) ([]string, error) {
+	root, err := p.do(ctx, "mount", id)
+	if err != nil {
+		return nil, err
+	}
+	files, err := Snapshot(root)
+	_, unmountErr := p.do(context.WithoutCancel(ctx), "unmount", id)
+	return files, errors.Join(err, unmountErr)
+}

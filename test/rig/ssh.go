@@ -1,0 +1,50 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package rig
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+)
+
+// sshSocket listens where an ssh agent would and hangs up on every caller: the
+// cases look at the forwarded socket, its mode and its variable, and never
+// sign anything.
+type sshSocket struct {
+	l    net.Listener
+	done sync.WaitGroup
+}
+
+func listenSSH(path string) (*sshSocket, error) {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen for ssh agent callers: %w", err)
+	}
+	s := &sshSocket{l: l}
+	s.done.Go(func() {
+		for {
+			c, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_ = c.Close()
+			}
+		}
+	})
+	return s, nil
+}
+
+func (s *sshSocket) path() string { return s.l.Addr().String() }
+
+// Close ends the listener and waits for its goroutine.
+func (s *sshSocket) Close() error {
+	err := s.l.Close()
+	s.done.Wait()
+	return err
+}
