@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -177,9 +178,6 @@ var (
 // secrets.
 func (r redactor) text(s string) string {
 	const limit = 600
-	if len(s) > 4*limit {
-		s = s[:4*limit]
-	}
 	for _, secret := range r.secrets {
 		s = strings.ReplaceAll(s, secret, "[redacted]")
 	}
@@ -230,6 +228,8 @@ func (c *Client) redactor() redactor {
 	for s := range c.secrets {
 		r.secrets = append(r.secrets, s)
 	}
+	// One may be part of another.
+	slices.SortFunc(r.secrets, func(x, y string) int { return len(y) - len(x) })
 	return r
 }
 

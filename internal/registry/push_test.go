@@ -365,8 +365,10 @@ func TestCancel(t *testing.T) {
 }
 
 func TestRedactor(t *testing.T) {
-	r := redactor{secrets: []string{"hunter22"}}
+	long := strings.Repeat("longtoken", 1000)
+	r := redactor{secrets: []string{"hunter22", long}}
 	tests := []struct{ in, want string }{
+		{"got " + long + ", what is that?", "got [redacted], what is that?"},
 		{"see https://s3.example.com/x?X-Amz-Signature=abc&y=z for more", "see https://s3.example.com/x?[redacted] for more"},
 		{"https://user:pass@example.com/x", "https://[redacted]@example.com/x"},
 		{"the password hunter22 is wrong\x1b[31m\n\tsorry", "the password [redacted] is wrong[31m  sorry"},
@@ -375,6 +377,21 @@ func TestRedactor(t *testing.T) {
 	for _, tt := range tests {
 		if got := r.text(tt.in); got != tt.want {
 			t.Errorf("text(%q) = %q, want %q", clip(tt.in), got, tt.want)
+		}
+	}
+}
+
+// net/http closes a body that it no longer wants while it is being read; that
+// is not the blob's fault, and the request may be sent again.
+func TestSizedReaderClosed(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		var blamed error
+		s := &sizedReader{r: io.NopCloser(failingReader{}), left: 10, sent: func(int64) {}, fail: func(err error) { blamed = err }}
+		if closed {
+			s.Close()
+		}
+		if _, err := s.Read(make([]byte, 4)); err == nil || (blamed == nil) != closed {
+			t.Errorf("closed %t: %v, blamed %v", closed, err, blamed)
 		}
 	}
 }
