@@ -35,9 +35,13 @@ type Root struct {
 	buf   []byte
 	// openat2 is false where the kernel or its seccomp filter lacks the call.
 	openat2 bool
-	// Devices tells what to do with a device node that the kernel refuses
+	// NoDevice tells what to do with a device node that the kernel refuses
 	// to make (no CAP_MKNOD): nil makes that an error.
 	NoDevice func(p string) error
+	// Skip, if set, tells which paths are left alone.
+	Skip func(p string) bool
+	// CrossMounts allows entering mount points below the root.
+	CrossMounts bool
 }
 
 // OpenRoot opens the directory at path as a Root.
@@ -109,8 +113,12 @@ func (r *Root) open(p string) (int, error) {
 		return unix.Openat(r.fd, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
 	if r.openat2 {
+		resolve := uint64(resolveFlags)
+		if r.CrossMounts {
+			resolve &^= unix.RESOLVE_NO_XDEV
+		}
 		for {
-			fd, err := unix.Openat2(r.fd, p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolveFlags})
+			fd, err := unix.Openat2(r.fd, p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve})
 			// EAGAIN: a rename elsewhere on the machine raced with the walk.
 			if err != unix.EAGAIN && err != unix.EINTR {
 				return fd, err
@@ -193,6 +201,13 @@ func (r *Root) Apply(ctx context.Context, l *Layer, spool bool) error {
 	return l.unpack(ctx, r, spool)
 }
 
+// Put makes one entry, with its parents if they are missing; content is read for
+// regular files only.
+func (r *Root) Put(e *tree.Entry, content io.Reader) error { return r.put(e, content) }
+
+// Link makes the hard link p to the file at target.
+func (r *Root) Link(p, target string) error { return r.link(p, target) }
+
 // applyChanges makes what the layer was made of, from where it was made of, and
 // holds it against the layer: a file that is not what went into the layer is an
 // error.
@@ -225,7 +240,9 @@ func (r *Root) applyChange(idx *index, c *tree.Change) error {
 		return r.link(c.Path, c.LinkTo)
 	case !c.Touched && c.Mode.IsDir():
 		// Only a parent: it exists, and keeps its time.
-		r.times[c.Path] = c.ModTime
+		if r.Skip == nil || !r.Skip(c.Path) {
+			r.times[c.Path] = c.ModTime
+		}
 		return nil
 	case !c.Mode.IsRegular() || c.Size == 0:
 		return r.put(&c.Entry, strings.NewReader(""))
@@ -251,6 +268,9 @@ func (r *Root) applyChange(idx *index, c *tree.Change) error {
 
 // put implements target.
 func (r *Root) put(e *tree.Entry, content io.Reader) error {
+	if r.Skip != nil && r.Skip(e.Path) {
+		return nil
+	}
 	if e.Path == "" {
 		if !e.Mode.IsDir() {
 			return errors.New("the root is no directory")
@@ -416,6 +436,9 @@ func lossyXattr(name string, err error) bool {
 
 // link implements target.
 func (r *Root) link(p, to string) error {
+	if r.Skip != nil && r.Skip(p) {
+		return nil
+	}
 	from, err := r.dir(tree.Parent(to), false)
 	if err != nil {
 		return err
@@ -449,6 +472,9 @@ func sameFile(d1 int, n1 string, d2 int, n2 string) (bool, error) {
 
 // remove implements target.
 func (r *Root) remove(p string, childrenOnly bool, keep func(string) bool) error {
+	if r.Skip != nil && r.Skip(p) {
+		return nil
+	}
 	up, err := r.dir(tree.Parent(p), false)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
@@ -532,6 +558,9 @@ func removeAll(up int, name string) error {
 	}
 	return unix.Unlinkat(up, name, unix.AT_REMOVEDIR)
 }
+
+// RemoveAt deletes name in the open directory up, with all below it.
+func RemoveAt(up int, name string) error { return removeAll(up, name) }
 
 // RemoveAll deletes the tree at path without following links.
 func RemoveAll(path string) error {

@@ -1,0 +1,181 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"hako/internal/layer"
+)
+
+// maxAhead is how many roots may lie assembled, or be under way, besides the one
+// in use: each costs as much disk as its image.
+const maxAhead = 2
+
+// A pool assembles roots under the work directory: ordinary private directories,
+// where resolving an image's paths is safe, and where the next stage's base can
+// be unpacked while a command still runs.
+type pool struct {
+	dir    string
+	ctx    context.Context //nolint:containedctx // of the pool's goroutines, ended by close
+	cancel context.CancelFunc
+	g      *errgroup.Group
+
+	mu      sync.Mutex
+	roots   []*assembly
+	next    int
+	unpack  sync.Mutex // one at a time: two would only fight for the disk
+	waiting []*assembly
+}
+
+// An assembly is a root in the making.
+type assembly struct {
+	layers  []*layer.Layer
+	dir     string
+	started bool
+	done    chan struct{}
+	err     error
+}
+
+func newPool(ctx context.Context, dir string) *pool {
+	p := &pool{dir: dir}
+	ctx, p.cancel = context.WithCancel(ctx)
+	p.g, p.ctx = errgroup.WithContext(ctx)
+	return p
+}
+
+// close ends all work and waits for it.
+func (p *pool) close() error {
+	p.cancel()
+	return ignoreCanceled(p.g.Wait())
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// background runs fn until it ends; close waits for it.
+func (p *pool) background(fn func()) {
+	p.g.Go(func() error { fn(); return nil })
+}
+
+// prefetch begins to assemble layers, or puts that off until there is room.
+func (p *pool) prefetch(layers []*layer.Layer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(layers) == 0 {
+		return
+	}
+	a := &assembly{layers: slices.Clone(layers), done: make(chan struct{})}
+	p.waiting = append(p.waiting, a)
+	p.startWaiting()
+}
+
+// startWaiting starts what there is room for. p.mu is held.
+func (p *pool) startWaiting() {
+	for len(p.waiting) > 0 && len(p.roots) < maxAhead {
+		a := p.waiting[0]
+		p.waiting = p.waiting[1:]
+		p.start(a)
+	}
+}
+
+// start begins an assembly in the background. p.mu is held.
+func (p *pool) start(a *assembly) {
+	p.next++
+	a.dir = fmt.Sprintf("%s/%d", p.dir, p.next)
+	a.started = true
+	p.roots = append(p.roots, a)
+	p.g.Go(func() error {
+		defer close(a.done)
+		p.unpack.Lock()
+		defer p.unpack.Unlock()
+		a.err = assemble(p.ctx, a.dir, a.layers)
+		return nil // whoever takes the root gets the error
+	})
+}
+
+// take returns the directory of a root that has exactly layers. The closest of
+// the assembled ones is taken over; it is the caller's then.
+func (p *pool) take(ctx context.Context, layers []*layer.Layer) (string, error) {
+	a := p.choose(layers)
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	if a.err != nil {
+		return "", a.err
+	}
+	p.mu.Lock()
+	p.startWaiting()
+	p.mu.Unlock()
+	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):])
+}
+
+// choose removes the best fitting assembly from the pool, or starts one.
+func (p *pool) choose(layers []*layer.Layer) *assembly {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	best := func(list []*assembly) int {
+		at := -1
+		for i, a := range list {
+			if isPrefix(a.layers, layers) && (at < 0 || len(a.layers) > len(list[at].layers)) {
+				at = i
+			}
+		}
+		return at
+	}
+	if i := best(p.roots); i >= 0 {
+		a := p.roots[i]
+		p.roots = slices.Delete(p.roots, i, i+1)
+		return a
+	}
+	if i := best(p.waiting); i >= 0 {
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+	}
+	a := &assembly{layers: slices.Clone(layers), done: make(chan struct{})}
+	p.start(a)
+	p.roots = p.roots[:len(p.roots)-1]
+	return a
+}
+
+// assemble unpacks layers into dir, on top of what is there.
+func assemble(ctx context.Context, dir string, layers []*layer.Layer) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("assemble root: %w", err)
+	}
+	if len(layers) == 0 {
+		return nil
+	}
+	root, err := layer.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("assemble root: %w", err)
+	}
+	root.NoDevice = func(path string) error {
+		if topOf(path) == "dev" {
+			return nil // the container's own /dev is what commands see
+		}
+		return fmt.Errorf("make the device node /%s: this container lacks CAP_MKNOD", path)
+	}
+	for _, l := range layers {
+		if err = root.Apply(ctx, l, false); err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, root.Close()); err != nil {
+		return fmt.Errorf("assemble root: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,285 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hako/internal/tree"
+)
+
+// defaultPath is what BuildKit gives a process without PATH (util/system/path.go).
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// A runner runs one process in the root that is installed.
+type runner struct {
+	root tree.FS // the live root
+	work string
+}
+
+func getenv(env []string, key string) (string, bool) {
+	for i := len(env) - 1; i >= 0; i-- {
+		if k, v, ok := strings.Cut(env[i], "="); ok && k == key {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// run starts the process and waits for it and for everything that it started.
+func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
+	uid, gid, groups, home, err := tree.ExecUser(r.root, p.User)
+	if err != nil {
+		return 0, fmt.Errorf("user %q: %w", p.User, err)
+	}
+	env := slices.Clone(p.Env)
+	if _, ok := getenv(env, "PATH"); !ok {
+		env = append(env, "PATH="+defaultPath)
+	}
+	if v, ok := getenv(env, "HOME"); !ok || v == "" { // runc sets it from the root's passwd
+		env = append(env, "HOME="+home)
+	}
+	cwd := path.Join("/", p.Cwd)
+	if err := r.makeCwd(cwd, int(uid), int(gid)); err != nil {
+		return 0, fmt.Errorf("make the working directory %s: %w", cwd, err)
+	}
+	exe, err := r.lookPath(p.Args, env, cwd)
+	if err != nil {
+		return 0, err
+	}
+	cmd := &exec.Cmd{
+		Path: exe, Args: p.Args, Env: env, Dir: cwd, Stdin: p.Stdin,
+		SysProcAttr: &syscall.SysProcAttr{
+			Setsid: true, Pdeathsig: unix.SIGKILL,
+			Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: groups},
+		},
+	}
+	return r.wait(ctx, cmd, p)
+}
+
+// wait runs cmd. The command is over when its first process is, as in a container:
+// what it left in the background is killed then.
+func (r *runner) wait(ctx context.Context, cmd *exec.Cmd, p *Process) (int64, error) {
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return 0, errors.Join(err, outR.Close(), outW.Close())
+	}
+	cmd.Stdout, cmd.Stderr = outW, errW
+	copied := make(chan struct{}, 2)
+	drain := func(w io.Writer, f *os.File) {
+		_, _ = io.Copy(w, f)
+		copied <- struct{}{}
+	}
+	go drain(orDiscard(p.Stdout), outR)
+	go drain(orDiscard(p.Stderr), errR)
+	ooms := oomKills()
+	start := time.Now()
+	err = cmd.Start()
+	outW.Close()
+	errW.Close()
+	if err == nil {
+		preferForOOM(cmd.Process.Pid)
+		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+		err = cmd.Wait()
+		stop()
+		reapAll()
+	}
+	<-copied
+	<-copied
+	outR.Close()
+	errR.Close()
+	return r.outcome(ctx, cmd, p, err, start, ooms)
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err error, start time.Time, ooms int64) (int64, error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	st := cmd.ProcessState
+	if st == nil {
+		return 0, startError(p.Args[0], err)
+	}
+	var peak int64
+	if ru, ok := st.SysUsage().(*syscall.Rusage); ok {
+		peak = ru.Maxrss << 10
+	}
+	ws, _ := st.Sys().(syscall.WaitStatus)
+	e := &ExitError{Code: ws.ExitStatus(), PeakRSS: peak, Took: time.Since(start)}
+	if ws.Signaled() {
+		e.Signal = int(ws.Signal())
+		e.Code = 128 + e.Signal
+	}
+	valid := p.ValidExitCodes
+	if len(valid) == 0 {
+		valid = []int{0}
+	}
+	if !ws.Signaled() && slices.Contains(valid, e.Code) {
+		return peak, nil
+	}
+	if oomKills() > ooms {
+		e.OOM = true
+		e.Limit = memoryLimit()
+	}
+	return peak, e
+}
+
+// startError explains why a command could not even start; 126 and 127 are what
+// shells exit with then.
+func startError(name string, err error) error {
+	code := 126
+	if errors.Is(err, fs.ErrNotExist) {
+		code = 127
+	}
+	return &StartError{Name: name, Code: code, Err: err}
+}
+
+// A StartError is returned for a command that could not be started.
+type StartError struct {
+	Name string
+	Code int
+	Err  error
+}
+
+func (e *StartError) Error() string { return fmt.Sprintf("start %q: %v", e.Name, e.Err) }
+
+// Unwrap returns the cause.
+func (e *StartError) Unwrap() error { return e.Err }
+
+// ExitCode is what a shell would exit with.
+func (e *StartError) ExitCode() int { return e.Code }
+
+// reapAll kills and reaps every process that is left of a command. Orphans have
+// become ours, as we are their subreaper.
+func reapAll() { killDescendants() }
+
+// preferForOOM makes the kernel kill the command rather than the engine when
+// memory runs out. Raising one's own score needs no privilege.
+func preferForOOM(pid int) {
+	_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte("1000"), 0)
+}
+
+// makeCwd makes the working directory, 0755 and owned by the user in every part
+// that is new (BuildKit executor/runcexecutor).
+func (r *runner) makeCwd(cwd string, uid, gid int) error {
+	p, err := tree.Resolve(r.root, cwd, true)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for q := p; q != ""; q = tree.Parent(q) {
+		if _, err := r.root.Lstat(q); err == nil {
+			break
+		}
+		missing = append(missing, q)
+	}
+	for _, q := range slices.Backward(missing) {
+		if err := os.Mkdir("/"+q, 0o755); err != nil {
+			return err
+		}
+		if err := errors.Join(os.Chmod("/"+q, 0o755), os.Lchown("/"+q, uid, gid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookPath finds the program in the root.
+func (r *runner) lookPath(args, env []string, cwd string) (string, error) {
+	if len(args) == 0 {
+		return "", errors.New("no command to run")
+	}
+	name := args[0]
+	if strings.Contains(name, "/") {
+		if !strings.HasPrefix(name, "/") {
+			name = path.Join(cwd, name)
+		}
+		return name, r.executable(args[0], name)
+	}
+	dirs, _ := getenv(env, "PATH")
+	for _, d := range strings.Split(dirs, ":") {
+		if !strings.HasPrefix(d, "/") {
+			d = path.Join(cwd, d)
+		}
+		if p := path.Join(d, name); r.executable(name, p) == nil {
+			return p, nil
+		}
+	}
+	return "", &StartError{Name: name, Code: 127, Err: fmt.Errorf("not found in PATH (%s): %w", dirs, fs.ErrNotExist)}
+}
+
+func (r *runner) executable(name, p string) error {
+	q, err := tree.Resolve(r.root, p, true)
+	if err != nil {
+		return &StartError{Name: name, Code: 126, Err: err}
+	}
+	e, err := r.root.Lstat(q)
+	if err != nil {
+		return &StartError{Name: name, Code: 127, Err: fmt.Errorf("there is no %s in the root: %w", p, fs.ErrNotExist)}
+	}
+	if !e.Mode.IsRegular() || e.Mode&0o111 == 0 {
+		return &StartError{Name: name, Code: 126, Err: fs.ErrPermission}
+	}
+	return nil
+}
+
+// oomKills counts the processes that this container's memory limit has killed;
+// -1 if the kernel does not tell.
+func oomKills() int64 {
+	for _, f := range []string{"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for _, l := range strings.Split(string(b), "\n") {
+			if v, ok := strings.CutPrefix(l, "oom_kill "); ok {
+				n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+				return n
+			}
+		}
+	}
+	return -1
+}
+
+// memoryLimit returns the container's memory limit in bytes, 0 if there is none.
+func memoryLimit() int64 {
+	for _, f := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err == nil && n < 1<<60 {
+			return n
+		}
+	}
+	return 0
+}
+
+// MemoryLimit returns the memory limit of this container in bytes, 0 if none is known.
+func MemoryLimit() int64 { return memoryLimit() }

@@ -1,0 +1,277 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"hako/internal/tree"
+)
+
+// keptXattr is the one attribute that layers carry and that therefore counts.
+const keptXattr = "security.capability"
+
+// A scan finds what a process changed: the two records give candidates, the
+// image's own tree decides. Equal in everything that a layer can hold is no
+// change, as in BuildKit (util/overlay, which drops such entries): a chmod
+// that changes nothing, or a file that came and went, leaves no trace.
+type scan struct {
+	live *tree.Dir // the root, with extended attributes
+	base tree.FS   // the image so far
+	// hashAll: ctime cannot be trusted here, every regular file is a candidate.
+	hashAll bool
+	list    []found
+	linked  map[uint64]bool // inodes of changed files with several names
+	opens   int
+}
+
+// A found is one name of the result, in path order.
+type found struct {
+	path    string
+	deleted bool
+	touched bool
+	ino     uint64 // of a file with several names, else 0
+}
+
+// run compares the records and returns the number of changed names.
+func (s *scan) run(ctx context.Context, before, after *record) (int, error) {
+	if err := s.dir(ctx, "", before.root, after.root); err != nil {
+		return 0, err
+	}
+	changed := len(s.list)
+	if len(s.linked) > 0 {
+		s.siblings("", after.root)
+	}
+	s.parents()
+	return changed, nil
+}
+
+// dir merges the names of a directory before and after.
+func (s *scan) dir(ctx context.Context, path string, old, now *dirRecord) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	i, j := 0, 0
+	for i < len(old.nodes) || j < len(now.nodes) {
+		switch {
+		case j == len(now.nodes) || i < len(old.nodes) && old.nodes[i].name < now.nodes[j].name:
+			if o := &old.nodes[i]; !o.masked {
+				s.gone(tree.Join(path, o.name))
+			}
+			i++
+		case i == len(old.nodes) || old.nodes[i].name > now.nodes[j].name:
+			if err := s.fresh(tree.Join(path, now.nodes[j].name), &now.nodes[j]); err != nil {
+				return err
+			}
+			j++
+		default:
+			if err := s.both(ctx, tree.Join(path, now.nodes[j].name), &old.nodes[i], &now.nodes[j]); err != nil {
+				return err
+			}
+			i++
+			j++
+		}
+	}
+	return nil
+}
+
+// gone records a deletion, if the image has the name at all.
+func (s *scan) gone(path string) {
+	if _, err := s.base.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	s.list = append(s.list, found{path: path, deleted: true, touched: true})
+}
+
+// fresh records a name that was not there, with all below it.
+func (s *scan) fresh(path string, n *node) error {
+	if n.masked || n.mode&unix.S_IFMT == unix.S_IFSOCK {
+		// A socket cannot be in a layer; BuildKit's writer leaves it out too.
+		return nil
+	}
+	s.add(path, n)
+	if n.kids == nil {
+		return nil
+	}
+	for k := range n.kids.nodes {
+		if err := s.fresh(tree.Join(path, n.kids.nodes[k].name), &n.kids.nodes[k]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scan) add(path string, n *node) {
+	f := found{path: path, touched: true}
+	if !n.isDir() && n.nlink > 1 {
+		f.ino = n.ino
+		if s.linked == nil {
+			s.linked = make(map[uint64]bool)
+		}
+		s.linked[n.ino] = true
+	}
+	s.list = append(s.list, f)
+}
+
+func (s *scan) both(ctx context.Context, path string, o, n *node) error {
+	if o.masked || n.masked {
+		return nil
+	}
+	if o.isDir() != n.isDir() || (o.isDir() && o.kids == nil) || (n.isDir() && n.kids == nil) {
+		return s.fresh(path, n)
+	}
+	candidate := !o.same(n) || s.hashAll && n.mode&unix.S_IFMT == unix.S_IFREG
+	if candidate {
+		differs, err := s.differs(path, n)
+		if err != nil {
+			return fmt.Errorf("compare /%s: %w", path, err)
+		}
+		if differs {
+			s.add(path, n)
+		}
+	}
+	if n.isDir() {
+		return s.dir(ctx, path, o.kids, n.kids)
+	}
+	return nil
+}
+
+// differs tells whether the live entry is not the image's.
+func (s *scan) differs(path string, n *node) (bool, error) {
+	b, err := s.base.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if uint32(b.Mode) != n.mode || b.UID != n.uid || b.GID != n.gid {
+		return true, nil
+	}
+	l, err := s.live.Lstat(path)
+	if err != nil {
+		return false, err
+	}
+	if b.Xattrs[keptXattr] != l.Xattrs[keptXattr] {
+		return true, nil
+	}
+	if n.isDir() {
+		return false, nil // directories compare without times
+	}
+	// Layers hold whole seconds.
+	if b.ModTime.Unix() != l.ModTime.Unix() || b.Link != l.Link || b.Major != l.Major || b.Minor != l.Minor {
+		return true, nil
+	}
+	if !b.Mode.IsRegular() {
+		return false, nil
+	}
+	if b.Size != l.Size {
+		return true, nil
+	}
+	return s.contentDiffers(path, &b)
+}
+
+func (s *scan) contentDiffers(path string, b *tree.Entry) (bool, error) {
+	if b.Size == 0 {
+		return false, nil
+	}
+	rc, err := s.live.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer rc.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, rc); err != nil {
+		return false, err
+	}
+	return digest.NewDigest(digest.SHA256, sum) != b.Digest, nil
+}
+
+// siblings adds the unchanged names of changed files: a layer never links into
+// a lower one, so all names of the file are written again.
+func (s *scan) siblings(path string, d *dirRecord) {
+	have := make(map[string]bool, len(s.linked))
+	for _, f := range s.list {
+		if f.ino != 0 {
+			have[f.path] = true
+		}
+	}
+	var walk func(path string, d *dirRecord)
+	walk = func(path string, d *dirRecord) {
+		for i := range d.nodes {
+			n := &d.nodes[i]
+			p := tree.Join(path, n.name)
+			switch {
+			case n.masked:
+			case n.kids != nil:
+				walk(p, n.kids)
+			case n.nlink > 1 && s.linked[n.ino] && !have[p]:
+				s.list = append(s.list, found{path: p, touched: true, ino: n.ino})
+			}
+		}
+	}
+	walk(path, d)
+	slices.SortFunc(s.list, func(a, b found) int { return tree.ComparePaths(a.path, b.path) })
+}
+
+// parents puts the enclosing directories of every change in front of it.
+func (s *scan) parents() {
+	out := make([]found, 0, len(s.list)+len(s.list)/4)
+	last := ""
+	for _, f := range s.list {
+		for i := 0; i < len(f.path); i++ {
+			if f.path[i] == '/' && !tree.Within(last, f.path[:i]) {
+				out = append(out, found{path: f.path[:i]})
+			}
+		}
+		out = append(out, f)
+		last = f.path
+	}
+	s.list = out
+}
+
+// changes yields what was found, reading the live tree.
+func (s *scan) changes() iter.Seq2[tree.Change, error] {
+	return func(yield func(tree.Change, error) bool) {
+		first := make(map[uint64]string) // inode → the name that carries the content
+		for _, f := range s.list {
+			c, err := s.change(f, first)
+			if !yield(c, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+func (s *scan) change(f found, first map[uint64]string) (tree.Change, error) {
+	if f.deleted {
+		return tree.Change{Entry: tree.Entry{Path: f.path}, Deleted: true, Touched: true}, nil
+	}
+	e, err := s.live.Lstat(f.path)
+	if err != nil {
+		return tree.Change{}, fmt.Errorf("read the changed /%s: %w", f.path, err)
+	}
+	c := tree.Change{Entry: e, Touched: f.touched}
+	if f.ino != 0 {
+		if to, ok := first[f.ino]; ok {
+			c.LinkTo = to
+			return c, nil
+		}
+		first[f.ino] = f.path
+	}
+	if e.Mode.IsRegular() && e.Size > 0 {
+		c.Open = func() (io.ReadCloser, error) { return s.live.Open(f.path) }
+	}
+	return c, nil
+}

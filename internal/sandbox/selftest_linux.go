@@ -1,0 +1,140 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// tickWait bounds the wait for a file system's clock to move on: local
+	// ones tick every 4 ms, others up to every second.
+	tickWait     = 200 * time.Millisecond
+	tickWaitLong = 1100 * time.Millisecond
+)
+
+// trustsCtime proves, in dir, that this file system moves a file's ctime for
+// everything that can change it. It does not on tmpfs, where a store through a
+// shared mapping whose page was read before goes unnoticed; there contents have
+// to be compared. The reason is returned for people.
+func trustsCtime(dir string) (bool, string, error) {
+	d, err := os.MkdirTemp(dir, "selftest")
+	if err != nil {
+		return false, "", fmt.Errorf("test the file system: %w", err)
+	}
+	defer os.RemoveAll(d)
+	p := filepath.Join(d, "f")
+	if err := os.WriteFile(p, make([]byte, 4096), 0o600); err != nil {
+		return false, "", fmt.Errorf("test the file system: %w", err)
+	}
+	mapped, unmap, err := mapShared(p)
+	if err != nil {
+		return false, "files cannot be mapped", nil
+	}
+	defer unmap()
+	_ = mapped[0] // the page is present and clean now
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"a write", func() error { return writeByte(p) }},
+		{"a store through a mapping", func() error { mapped[1]++; return unix.Msync(mapped, unix.MS_SYNC) }},
+		{"chmod", func() error { return os.Chmod(p, 0o640) }},
+		{"utimes", func() error { return os.Chtimes(p, time.Unix(1, 0), time.Unix(1, 0)) }},
+		{"truncate", func() error { return os.Truncate(p, 4000) }},
+		{"link", func() error { return os.Link(p, p+"l") }},
+		{"rename", func() error { return os.Rename(p+"l", p+"m") }},
+	}
+	for _, s := range steps {
+		before, err := ctime(p)
+		if err != nil {
+			return false, "", err
+		}
+		if err := waitTick(d, before); err != nil {
+			return false, err.Error(), nil
+		}
+		if err := s.do(); err != nil {
+			return false, fmt.Sprintf("%s fails: %v", s.name, err), nil
+		}
+		after, err := ctime(p)
+		if err != nil {
+			return false, "", err
+		}
+		if after == before {
+			return false, s.name + " does not move ctime", nil
+		}
+	}
+	return true, "", nil
+}
+
+func mapShared(p string) ([]byte, func(), error) {
+	f, err := os.OpenFile(p, os.O_RDWR, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, func() { _ = unix.Munmap(b) }, nil
+}
+
+func writeByte(p string) error {
+	f, err := os.OpenFile(p, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte{1}, 7)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func ctime(p string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(p, &st); err != nil {
+		return 0, err
+	}
+	return unix.TimespecToNsec(st.Ctim), nil
+}
+
+// waitTick returns when a new file in dir would get a ctime later than t, so that a
+// change from now on is told from one before. The wait is bounded: if the
+// clock was set back it would never end.
+func waitTick(dir string, t int64) error {
+	probe := filepath.Join(dir, ".tick")
+	defer os.Remove(probe)
+	start := time.Now()
+	for {
+		_ = os.Remove(probe)
+		f, err := os.OpenFile(probe, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		f.Close()
+		now, err := ctime(probe)
+		if err != nil {
+			return err
+		}
+		if now > t {
+			return nil
+		}
+		waited := time.Since(start)
+		if waited > tickWaitLong {
+			return fmt.Errorf("the file system's clock stands still or was set back")
+		}
+		if waited > tickWait {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -1,0 +1,192 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// engineArg marks the process that builds; the one that was started only
+// supervises it.
+const engineArg = "--hako-engine"
+
+// Init is called first in main. For commands that may run things in place it
+// does not return: this process becomes the supervisor, which is small, starts the program
+// again as its child (the engine), forwards signals, reaps what is orphaned,
+// and puts the container back if the engine is killed. In the engine Init
+// returns the arguments and a pipe by which the engine tells what to restore.
+func Init(args []string) ([]string, *os.File) {
+	if len(args) > 1 && args[1] == engineArg {
+		// RUN is root beside us: without this it could read our memory.
+		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+		unix.CloseOnExec(3)
+		return append([]string{args[0]}, args[2:]...), os.NewFile(3, "supervisor")
+	}
+	if os.Geteuid() != 0 || !wantsEngine(args) {
+		return args, nil
+	}
+	s := &supervisor{}
+	os.Exit(s.run(args))
+	return nil, nil
+}
+
+// wantsEngine tells whether the command may run something in place.
+func wantsEngine(args []string) bool {
+	if len(args) == 0 {
+		return false
+	}
+	if filepath.Base(args[0]) == "executor" {
+		return true
+	}
+	return len(args) > 1 && (args[1] == "build" || args[1] == "executor")
+}
+
+type supervisor struct {
+	cmd  *exec.Cmd
+	pipe *os.File
+}
+
+func (s *supervisor) run(args []string) int {
+	// PR_SET_PDEATHSIG counts the thread that forked as the parent.
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	sigs := make(chan os.Signal, 16)
+	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	r, w, err := os.Pipe()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
+		return 1
+	}
+	s.pipe = r
+	s.cmd = &exec.Cmd{
+		Path: "/proc/self/exe", Args: append([]string{args[0], engineArg}, args[1:]...),
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{w},
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM},
+	}
+	if err := s.cmd.Start(); err != nil {
+		fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
+		return 1
+	}
+	w.Close()
+	done := make(chan unix.WaitStatus, 1)
+	go func() { done <- reapUntil(s.cmd.Process.Pid) }()
+	// A terminal sends its signals to both of us.
+	_, terr := unix.IoctlGetTermios(0, unix.TCGETS)
+	for {
+		select {
+		case sig := <-sigs:
+			n, ok := sig.(unix.Signal)
+			if ok && (terr != nil || n != unix.SIGINT && n != unix.SIGQUIT) {
+				_ = s.cmd.Process.Signal(n)
+			}
+		case ws := <-done:
+			return s.finish(ws)
+		}
+	}
+}
+
+// reapUntil reaps children, adopted ones too, until pid is among them.
+func reapUntil(pid int) unix.WaitStatus {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(-1, &ws, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || got == pid {
+			return ws
+		}
+	}
+}
+
+// finish ends what the engine left running and restores the container.
+func (s *supervisor) finish(ws unix.WaitStatus) int {
+	killDescendants()
+	work, _ := io.ReadAll(s.pipe)
+	if n := strings.TrimSpace(string(work)); n != "" && ws.Signaled() {
+		if err := Restore(strings.Split(n, "\n")[0]); err != nil {
+			fmt.Fprintf(os.Stderr, "restore this container: %v\n", err)
+		}
+	}
+	if ws.Signaled() {
+		fmt.Fprintf(os.Stderr, " state   nothing was tagged; this container's files are back as they were\n"+
+			"error building image: hako was killed by signal %d (%s)\n", ws.Signal(), ws.Signal())
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// killDescendants kills every child, and so, as orphans come to us, every
+// descendant. It is bounded: what cannot be killed for a second is left.
+func killDescendants() {
+	deadline := time.Now().Add(2 * time.Second)
+	for time.Now().Before(deadline) {
+		pids := children(os.Getpid())
+		if len(pids) == 0 {
+			return
+		}
+		for _, p := range pids {
+			_ = unix.Kill(p, unix.SIGKILL)
+		}
+		for _, p := range pids {
+			waitBriefly(p)
+		}
+	}
+}
+
+// waitBriefly reaps pid, waiting a little for it to die.
+func waitBriefly(pid int) {
+	for range 50 {
+		got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		if got == pid || err != nil && err != unix.EINTR {
+			return
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// children returns the processes whose parent is pid, from /proc.
+func children(pid int) []int {
+	var out []int
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	for _, n := range names {
+		if n[0] < '0' || n[0] > '9' {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + n + "/stat")
+		if err != nil {
+			continue
+		}
+		// The name in parentheses may hold anything; fields follow the last ")".
+		s := string(b)
+		var state string
+		var ppid, id int
+		if _, err := fmt.Sscan(s[strings.LastIndexByte(s, ')')+1:], &state, &ppid); err != nil || ppid != pid {
+			continue
+		}
+		if _, err := fmt.Sscan(n, &id); err == nil {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
