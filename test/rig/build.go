@@ -44,6 +44,9 @@ func (r *Rig) BuildKit(ctx context.Context, c *Case, dir string) Built {
 	for _, a := range c.Options["annotation"] {
 		output += ",annotation." + a
 	}
+	if len(c.Options["rewrite-timestamp"]) > 0 {
+		output += ",rewrite-timestamp=true"
+	}
 	dfDir, dfName := c.dockerfile()
 	args := []string{
 		"--addr", r.buildkit.addr, "build", "--progress=plain", "--frontend=dockerfile.v0",
@@ -70,7 +73,7 @@ func (r *Rig) buildctlOptions(c *Case, dir string) []string {
 	for _, v := range c.Options["label"] {
 		opt("label:"+cutKey(v), cutValue(v))
 	}
-	for _, k := range []string{"target", "platform", "hostname", "shm-size", "ulimit", "no-cache"} {
+	for _, k := range []string{"target", "platform", "shm-size", "ulimit", "no-cache"} {
 		for _, v := range c.Options[k] {
 			opt(k, v)
 		}
@@ -104,14 +107,16 @@ func (r *Rig) buildctlOptions(c *Case, dir string) []string {
 func (r *Rig) HakoArgs(c *Case, dir, out, agent string) []string {
 	dfDir, dfName := c.dockerfile()
 	args := []string{
-		"build", "--progress=plain", "--no-push", "--oci-layout-path=" + out,
-		"--file=" + filepath.Join(dir, dfDir, dfName), "--insecure-registry=" + r.Registry,
+		"build", "--progress=plain", "--no-push", "--oci-layout-path=" + out, "--insecure-registry=" + r.Registry,
 	}
 	add := func(flag, v string) { args = append(args, "--"+flag+"="+v) }
+	if len(c.Options["dockerfile"]) > 0 {
+		add("file", filepath.Join(dir, dfDir, dfName))
+	}
 	if e := c.Epoch(); e != "" {
 		add("build-arg", "SOURCE_DATE_EPOCH="+e)
 	}
-	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "hostname", "shm-size", "ulimit", "network", "add-host", "no-cache"} {
+	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "shm-size", "ulimit", "network", "add-host", "no-cache", "rewrite-timestamp"} {
 		for _, v := range c.Options[flag] {
 			if flag == "add-host" {
 				v = strings.Replace(v, "=", ":", 1)
@@ -147,7 +152,7 @@ func (r *Rig) Hako(ctx context.Context, c *Case, dir string) Built {
 	if c.HasRun() {
 		return r.hakoInPod(ctx, c, dir, out)
 	}
-	args := append(r.HakoArgs(c, dir, out, r.socket.path()), "--cache-dir="+filepath.Join(r.Dir, "store"))
+	args := append(r.HakoArgs(c, dir, out, r.socket.path()), "--work-dir="+filepath.Join(r.Dir, "work", c.Name))
 	log, err := exec.CommandContext(ctx, r.HakoBin, args...).CombinedOutput()
 	return Built{Layout: out, Log: string(log), Err: err}
 }

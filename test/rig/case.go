@@ -39,7 +39,7 @@ type Case struct {
 // options names the options that a case may set.
 var options = []string{
 	"build-arg", "target", "platform", "label", "annotation", "context", "secret",
-	"ssh", "epoch", "dockerfile", "add-host", "hostname", "shm-size", "ulimit", "no-cache", "network",
+	"ssh", "epoch", "dockerfile", "add-host", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp",
 }
 
 var (

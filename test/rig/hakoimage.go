@@ -6,6 +6,7 @@
 package rig
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -47,4 +48,18 @@ func (r *Rig) hakoImage(base v1.Image, names []string) (v1.Image, error) {
 	cf.OS, cf.Architecture = "linux", "amd64"
 	cf.Config.Entrypoint, cf.Config.Cmd = []string{names[0]}, nil
 	return mutate.ConfigFile(img, cf)
+}
+
+// BusyboxPod returns a container image of the busybox base, without hako.
+func (p *Podman) BusyboxPod(ctx context.Context) (string, error) {
+	root, err := busyboxRoot("")
+	if err != nil {
+		return "", err
+	}
+	img, err := imageSpec{layers: [][]entry{root}, docker: true}.build()
+	if err != nil {
+		return "", err
+	}
+	const ref = "localhost/busybox:pod"
+	return ref, p.Load(ctx, ref, img)
 }

@@ -88,7 +88,8 @@ func newPodman(r *Rig) (*Podman, error) {
 	}
 	p := &Podman{rig: r, dir: dir, seccomp: filepath.Join(dir, "seccomp.json"), images: map[string]string{}}
 	for name, data := range map[string][]byte{
-		"containers.conf": []byte(containersConf), "registries.conf": nil, "storage.conf": []byte("[storage]\ndriver = \"overlay\"\n"),
+		"containers.conf": []byte(containersConf), "registries.conf": nil,
+		"storage.conf": fmt.Appendf(nil, "[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", filepath.Join(dir, "root"), filepath.Join(dir, "run")),
 		"seccomp.json": seccompDefault, "policy.json": []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
@@ -210,16 +211,11 @@ func (p *Podman) Init(ctx context.Context, id string) error {
 
 // Start runs a container, again if it has run before, to its end.
 func (p *Podman) Start(ctx context.Context, id string) (PodResult, error) {
-	cmd := p.cmd(ctx, "start", "--attach", "--sig-proxy=false", id)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	res := PodResult{Stdout: stdout.String(), Stderr: stderr.String()}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		res.Exit = exit.ExitCode()
-		return res, nil
+	r, err := p.Attach(ctx, id)
+	if err != nil {
+		return PodResult{}, err
 	}
-	return res, err
+	return r.Wait()
 }
 
 // Kill sends a signal to a container's first process.
