@@ -188,3 +188,16 @@ func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out string) Built {
 
 func cutKey(s string) string   { k, _, _ := strings.Cut(s, "="); return k }
 func cutValue(s string) string { _, v, _ := strings.Cut(s, "="); return v }
+
+// BuildKitDirectory builds a directory's Dockerfile with buildkitd and no
+// options but the default epoch.
+func (r *Rig) BuildKitDirectory(ctx context.Context, bctx, out string) Built {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return Built{Err: err}
+	}
+	cmd := exec.CommandContext(ctx, r.buildkit.ctl, "--addr", r.buildkit.addr, "build", "--progress=plain",
+		"--frontend=dockerfile.v0", "--local=context="+bctx, "--local=dockerfile="+bctx,
+		"--opt=build-arg:SOURCE_DATE_EPOCH="+DefaultEpoch, "--output=type=oci,tar=false,dest="+out)
+	log, err := cmd.CombinedOutput()
+	return Built{Layout: out, Log: string(log), Err: err}
+}
