@@ -122,11 +122,17 @@ func (l *Layer) Changes() iter.Seq2[tree.Change, error] {
 }
 
 // Forget drops the changes that the layer was made of, before what they read
-// goes away, and idle readers.
+// goes away.
 func (l *Layer) Forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.changes = nil
+}
+
+// CloseIdle closes readers that are kept open for the next file.
+func (l *Layer) CloseIdle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, c := range l.idle {
 		_ = c.close()
 	}

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 
+	"hako/internal/layer"
 	"hako/internal/store"
 	"hako/internal/tree"
 )
@@ -259,4 +261,46 @@ func (g *fileGraph) when(ts int64) time.Time {
 		return g.env.Clock
 	}
 	return time.Unix(ts/1e9, ts%1e9)
+}
+
+// file runs a file operation: each output is one layer on top of its base.
+func (in *Interpreter) file(ctx context.Context, op *pb.FileOp, dgst digest.Digest, name string, inputs []*layer.Ref) ([]*layer.Ref, error) {
+	trees := make([]tree.FS, len(inputs))
+	for i, ref := range inputs {
+		if ref == nil {
+			continue
+		}
+		if err := in.settled(ctx, ref); err != nil {
+			return nil, err
+		}
+		fsys, err := ref.Tree(ctx)
+		if err != nil {
+			return nil, err
+		}
+		trees[i] = fsys
+	}
+	res, err := computeFile(ctx, op, trees, fileEnv{Clock: in.opt.Clock, Store: in.opt.Store})
+	if err != nil {
+		return nil, err
+	}
+	defer res.Close()
+	outs := make([]*layer.Ref, len(res.Outputs))
+	for i, o := range res.Outputs {
+		var base *layer.Ref
+		if o.Base >= 0 {
+			base = inputs[o.Base]
+		}
+		if base != nil && base.FS != nil {
+			return nil, errors.New("a file operation on a build context")
+		}
+		l, err := in.write(ctx, o.Overlay.Changes(), dgst, name)
+		if err != nil {
+			return nil, err
+		}
+		if !in.underExec(dgst) || res.spool.w != nil {
+			l.Forget()
+		}
+		outs[i] = appendLayer(base, l)
+	}
+	return outs, nil
 }

@@ -177,6 +177,10 @@ func Restore(work string) error {
 // Prefetch begins to assemble the root of ref, which a Run will need.
 func (s *InPlace) Prefetch(ref *layer.Ref) { s.pool.prefetch(ref.Layers) }
 
+// Assembling returns a channel that is closed when the root that l is being
+// unpacked for is assembled; nil if there is none.
+func (s *InPlace) Assembling(l *layer.Layer) <-chan struct{} { return s.pool.assembling(l) }
+
 // Close puts the container back as it was and ends what was prefetched.
 func (s *InPlace) Close() error {
 	err := s.pool.close()

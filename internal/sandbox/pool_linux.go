@@ -34,6 +34,7 @@ type pool struct {
 	next    int
 	unpack  sync.Mutex // one at a time: two would only fight for the disk
 	waiting []*assembly
+	busy    []*assembly // started and not done, taken or not
 }
 
 // An assembly is a root in the making.
@@ -97,13 +98,34 @@ func (p *pool) start(a *assembly) {
 	a.dir = fmt.Sprintf("%s/%d", p.dir, p.next)
 	a.started = true
 	p.roots = append(p.roots, a)
+	p.busy = append(p.busy, a)
 	p.g.Go(func() error {
-		defer close(a.done)
+		defer p.finished(a)
 		p.unpack.Lock()
 		defer p.unpack.Unlock()
 		a.err = assemble(p.ctx, a.dir, a.layers)
 		return nil // whoever takes the root gets the error
 	})
+}
+
+func (p *pool) finished(a *assembly) {
+	close(a.done)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy = slices.DeleteFunc(p.busy, func(b *assembly) bool { return a == b })
+}
+
+// assembling returns the channel that closes when l is unpacked, nil if it is
+// not about to be.
+func (p *pool) assembling(l *layer.Layer) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range p.busy {
+		if slices.Contains(a.layers, l) {
+			return a.done
+		}
+	}
+	return nil
 }
 
 // take returns the directory of a root that has exactly layers. The closest of
