@@ -136,7 +136,9 @@ func TestWriteIsDeterministic(t *testing.T) {
 
 type source struct{ l *layer.Layer }
 
-func (s source) Open(ctx context.Context, off int64) (io.ReadCloser, error) { return s.l.OpenAt(ctx, off) }
+func (s source) Open(ctx context.Context, off int64) (io.ReadCloser, error) {
+	return s.l.OpenAt(ctx, off)
+}
 
 func TestReservedNames(t *testing.T) {
 	st, err := store.Open(t.TempDir())

@@ -63,8 +63,9 @@ func (e *ReservedNameError) Error() string {
 	return fmt.Sprintf("/%s: names that begin %q mean deletions in image layers, so this file cannot be in an image", e.Path, whiteoutPrefix)
 }
 
-// checkName refuses paths that would be read back as something else.
-func checkName(p string) error {
+// CheckName refuses slash-separated paths that no layer can hold, because a
+// component would be read back as a deletion, with a [ReservedNameError].
+func CheckName(p string) error {
 	for rest := p; rest != ""; {
 		var c string
 		c, rest, _ = strings.Cut(rest, "/")

@@ -163,7 +163,7 @@ func (w *writer) all(changes iter.Seq2[tree.Change, error]) error {
 }
 
 func (w *writer) change(c *tree.Change) error {
-	if err := checkName(c.Path); err != nil {
+	if err := CheckName(c.Path); err != nil {
 		return err
 	}
 	switch {

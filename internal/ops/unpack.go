@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"hako/internal/layer"
 	"hako/internal/tree"
 )
 
@@ -122,7 +123,7 @@ func (u *unpacker) read() error {
 // entry puts one entry into the tree.
 func (u *unpacker) entry(h *tar.Header, r io.Reader, pos *counter) error {
 	name := path.Clean(h.Name)
-	if err := checkName(name); err != nil {
+	if err := layer.CheckName(name); err != nil {
 		return err
 	}
 	target, err := u.target(name)
@@ -163,16 +164,6 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader, pos *counter) error {
 		return u.regular(h, e, r, pos)
 	}
 	return u.dst.Special(e)
-}
-
-// checkName refuses names that a layer cannot hold: there they mean deletions.
-func checkName(name string) error {
-	for part := range strings.SplitSeq(name, "/") {
-		if strings.HasPrefix(part, ".wh.") {
-			return fmt.Errorf("name %q: names that begin with \".wh.\" mean deletions in an image layer and cannot be files", part)
-		}
-	}
-	return nil
 }
 
 // target returns where the entry of that name goes. Links in its parents are
