@@ -26,11 +26,11 @@ const basePath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 // pushBases makes the base images that cases start from. Which there are, and
 // what is in them, is the table in test/conformance/README.md.
 func (r *Rig) pushBases(ctx context.Context) error {
-	root, err := busyboxRoot("")
+	root, err := busyboxRoot(ctx, "")
 	if err != nil {
 		return err
 	}
-	merged, err := busyboxRoot("usr/")
+	merged, err := busyboxRoot(ctx, "usr/")
 	if err != nil {
 		return err
 	}
@@ -64,12 +64,12 @@ func (r *Rig) pushBases(ctx context.Context) error {
 // busyboxRoot is a small but whole system: programs as hard links and as
 // symlinks, users with and without supplementary groups, and the modes and
 // links that a naive copy loses.
-func busyboxRoot(prefix string) ([]entry, error) {
+func busyboxRoot(ctx context.Context, prefix string) ([]entry, error) {
 	program, err := os.ReadFile(BusyboxPath)
 	if err != nil {
 		return nil, fmt.Errorf("read busybox (Debian package busybox-static): %w", err)
 	}
-	out, err := exec.Command(BusyboxPath, "--list").Output()
+	out, err := exec.CommandContext(ctx, BusyboxPath, "--list").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list busybox applets: %w", err)
 	}
@@ -198,7 +198,7 @@ func onbuildConfig() v1.ConfigFile {
 func zeroConfig() v1.ConfigFile {
 	return v1.ConfigFile{
 		Config:  v1.Config{Env: []string{"ZERO=1", basePath}},
-		History: []v1.History{{CreatedBy: "ENV ZERO=1", EmptyLayer: true, Created: v1.Time{Time: baseTime}}},
+		History: []v1.History{{CreatedBy: "ENV ZERO=1", EmptyLayer: true, Created: v1.Time{Time: baseTime()}}},
 	}
 }
 

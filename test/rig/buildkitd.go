@@ -75,9 +75,9 @@ func (r *Rig) startBuildkitd(ctx context.Context) (*buildkitd, error) {
 		return nil, fmt.Errorf("create buildkitd log: %w", err)
 	}
 	defer log.Close()
-	// Not CommandContext: the daemon must outlive the start's context and be
-	// asked, not killed, so that it unmounts what it mounted.
-	b.cmd = exec.Command(daemon, "--config", config)
+	// Without the context's end: the daemon must be asked, not killed, so that
+	// it unmounts what it mounted.
+	b.cmd = exec.CommandContext(context.WithoutCancel(ctx), daemon, "--config", config)
 	b.cmd.Stdout, b.cmd.Stderr = log, log
 	// A group of its own, so that an interrupt of the test does not reach it
 	// before the test has ended its builds; gone with us if we are killed.

@@ -36,12 +36,6 @@ type Case struct {
 	archive *txtar.Archive
 }
 
-// options names the options that a case may set.
-var options = []string{
-	"build-arg", "target", "platform", "label", "annotation", "context", "secret",
-	"ssh", "epoch", "dockerfile", "add-host", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp",
-}
-
 var (
 	optionLine = regexp.MustCompile(`^([a-z][a-z-]*):\s*(.*)$`)
 	runLine    = regexp.MustCompile(`(?mi)^\s*(onbuild\s+)?run[\s\\]`)
@@ -90,15 +84,16 @@ func readCase(path string) (*Case, error) {
 }
 
 func (c *Case) option(name, value string) (err error) {
-	switch {
-	case name == "rows":
+	switch name {
+	case "rows":
 		c.Rows = append(c.Rows, strings.Fields(value)...)
-	case name == "error":
+	case "error":
 		c.Error, err = regexp.Compile(value)
-	case slices.Contains(options, name):
-		c.Options[name] = append(c.Options[name], value)
 	default:
-		err = fmt.Errorf("unknown option %q", name)
+		return fmt.Errorf("unknown option %q", name)
+	case "build-arg", "target", "platform", "label", "annotation", "context", "secret", "ssh", "epoch", "dockerfile",
+		"add-host", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp":
+		c.Options[name] = append(c.Options[name], value)
 	}
 	return err
 }

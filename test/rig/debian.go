@@ -23,23 +23,22 @@ import (
 )
 
 // A DebianVariant is a Debian root by what is installed on top of a minimal one.
-type DebianVariant struct {
-	Name     string
-	Packages string // comma-separated
-}
+type DebianVariant string
 
 // The Debian roots of the tests: a minimal one, and one of a gigabyte with
 // setuid programs, hard links and file capabilities.
-var (
-	DebianMinimal = DebianVariant{Name: "minbase"}
-	DebianLarge   = DebianVariant{Name: "large", Packages: "build-essential,git,perl,python3,sudo,passwd,iputils-ping,libcap2-bin,openssh-client,cmake,gdb,default-jdk-headless"}
+const (
+	DebianMinimal DebianVariant = "minbase"
+	DebianLarge   DebianVariant = "large"
 )
+
+const largePackages = "build-essential,git,perl,python3,sudo,passwd,iputils-ping,libcap2-bin,openssh-client,cmake,gdb,default-jdk-headless"
 
 // Debian returns an image of a Debian root. The root is made once, with the
 // package sources of this machine, and kept under .cache: sources of packages
 // are the machine's business and stand in no file of the repository.
 func (r *Rig) Debian(ctx context.Context, variant DebianVariant) (v1.Image, error) {
-	path := r.Cache("debian-" + variant.Name + ".tar")
+	path := r.Cache("debian-" + string(variant) + ".tar")
 	if err := makeDebian(ctx, path, variant); err != nil {
 		return nil, err
 	}
@@ -53,7 +52,7 @@ func (r *Rig) Debian(ctx context.Context, variant DebianVariant) (v1.Image, erro
 	if err != nil {
 		return nil, fmt.Errorf("set config: %w", err)
 	}
-	return mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: "debian " + variant.Name, Created: v1.Time{Time: baseTime}}})
+	return mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: "debian " + string(variant), Created: v1.Time{Time: baseTime()}}})
 }
 
 // PushDebian pushes a Debian root as debian:VARIANT to the rig's registry.
@@ -62,7 +61,7 @@ func (r *Rig) PushDebian(ctx context.Context, variant DebianVariant) error {
 	if err != nil {
 		return err
 	}
-	return r.push(ctx, "debian:"+variant.Name, img)
+	return r.push(ctx, "debian:"+string(variant), img)
 }
 
 // makeDebian runs mmdebstrap unless the root is there. Test binaries run side
@@ -87,10 +86,10 @@ func makeDebian(ctx context.Context, path string, variant DebianVariant) error {
 		return err
 	}
 	part := path + ".part.tar"
-	defer os.Remove(part)
+	defer func() { _ = os.Remove(part) }()
 	args := []string{"--variant=minbase", "--format=tar", "--quiet"}
-	if variant.Packages != "" {
-		args = append(args, "--include="+variant.Packages)
+	if variant == DebianLarge {
+		args = append(args, "--include="+largePackages)
 	}
 	cmd := exec.CommandContext(ctx, "mmdebstrap", append(args, "", part, "-")...)
 	cmd.Stdin = bytes.NewReader(sources)
@@ -117,5 +116,5 @@ func (p *Podman) DebianPod(ctx context.Context, variant DebianVariant) (string, 
 	if err != nil {
 		return "", err
 	}
-	return p.image(ctx, "localhost/debian-"+variant.Name, base, []string{"/kaniko/executor"})
+	return p.image(ctx, "localhost/debian-"+string(variant), base, []string{"/kaniko/executor"})
 }

@@ -25,7 +25,7 @@ func fileServer(registry http.Handler) http.Handler {
 			data = servedArchive()
 		}
 		if path.Base(path.Dir(req.URL.Path)) == "dated" {
-			w.Header().Set("Last-Modified", contextTime.Format(http.TimeFormat))
+			w.Header().Set("Last-Modified", contextTime().Format(http.TimeFormat))
 		}
 		_, _ = io.Copy(w, bytes.NewReader(data))
 	})

@@ -52,7 +52,7 @@ func (r *Rig) hakoImage(base v1.Image, names []string) (v1.Image, error) {
 
 // BusyboxPod returns a container image of the busybox base, without hako.
 func (p *Podman) BusyboxPod(ctx context.Context) (string, error) {
-	root, err := busyboxRoot("")
+	root, err := busyboxRoot(ctx, "")
 	if err != nil {
 		return "", err
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // baseTime is the time of every file in a base image, unless it says otherwise.
-var baseTime = time.Date(2019, 6, 5, 4, 3, 2, 0, time.UTC)
+func baseTime() time.Time { return time.Date(2019, 6, 5, 4, 3, 2, 0, time.UTC) }
 
 // An entry is one tar entry of a base image. Its type follows from what is
 // set: a name ending in a slash is a directory, a symlink or hard link has a
@@ -47,7 +47,7 @@ type entry struct {
 func (e entry) header() *tar.Header {
 	h := &tar.Header{
 		Name: e.name, Mode: e.mode, Uid: e.uid, Gid: e.gid,
-		ModTime: baseTime, Typeflag: tar.TypeReg, Size: int64(len(e.data)), Format: tar.FormatPAX,
+		ModTime: baseTime(), Typeflag: tar.TypeReg, Size: int64(len(e.data)), Format: tar.FormatPAX,
 	}
 	if !e.time.IsZero() {
 		h.ModTime = e.time
@@ -128,7 +128,7 @@ func (s imageSpec) build() (v1.Image, error) {
 	cf.OS = "linux"
 	cf.RootFS = v1.RootFS{Type: "layers"}
 	if cf.Created.IsZero() {
-		cf.Created = v1.Time{Time: baseTime}
+		cf.Created = v1.Time{Time: baseTime()}
 	}
 	img, err := mutate.ConfigFile(mutate.ConfigMediaType(mutate.MediaType(empty.Image, manifest), conf), &cf)
 	if err != nil {
@@ -142,7 +142,7 @@ func (s imageSpec) build() (v1.Image, error) {
 		img, err = mutate.Append(img, mutate.Addendum{
 			Layer:     l,
 			MediaType: media,
-			History:   v1.History{Created: v1.Time{Time: baseTime}, CreatedBy: fmt.Sprintf("base layer %d", i), Comment: "rig"},
+			History:   v1.History{Created: v1.Time{Time: baseTime()}, CreatedBy: fmt.Sprintf("base layer %d", i), Comment: "rig"},
 		})
 		if err != nil {
 			return nil, fmt.Errorf("append layer: %w", err)

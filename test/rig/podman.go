@@ -139,7 +139,7 @@ func (p *Podman) Load(ctx context.Context, ref string, img v1.Image) error {
 		return fmt.Errorf("load image: %w", err)
 	}
 	path := filepath.Join(p.dir, "load-"+filepath.Base(tag.RepositoryStr())+".tar")
-	defer os.Remove(path)
+	defer func() { _ = os.Remove(path) }()
 	if err := tarball.WriteToFile(path, tag, img); err != nil {
 		return fmt.Errorf("write image %s: %w", ref, err)
 	}

@@ -74,7 +74,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if err := r.pushBases(ctx); err != nil {
 		return nil, err
 	}
-	if r.socket, err = listenSSH(filepath.Join(dir, "agent.sock")); err != nil {
+	if r.socket, err = listenSSH(ctx, filepath.Join(dir, "agent.sock")); err != nil {
 		return nil, err
 	}
 	if opts.Hako {

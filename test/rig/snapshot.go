@@ -47,7 +47,7 @@ func describe(root, path string) (string, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return "", err
 	}
-	size, nlink := st.Size, uint64(st.Nlink)
+	size, nlink := st.Size, st.Nlink
 	var more string
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

@@ -6,6 +6,7 @@
 package rig
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -20,8 +21,8 @@ type sshSocket struct {
 	done sync.WaitGroup
 }
 
-func listenSSH(path string) (*sshSocket, error) {
-	l, err := net.Listen("unix", path)
+func listenSSH(ctx context.Context, path string) (*sshSocket, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen for ssh agent callers: %w", err)
 	}
