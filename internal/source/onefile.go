@@ -4,9 +4,11 @@
 package source
 
 import (
+	"bytes"
 	"io"
 	"io/fs"
 	"syscall"
+	"time"
 
 	"hako/internal/tree"
 )
@@ -50,4 +52,12 @@ func (o *oneFile) Open(p string) (io.ReadCloser, error) {
 		return o.open()
 	}
 	return nil, tree.NotExist("open", p)
+}
+
+// Bytes returns a tree of one regular file, which holds data.
+func Bytes(name string, data []byte) tree.FS {
+	return &oneFile{
+		entry: tree.Entry{Path: name, Mode: tree.ModeRegular | 0o644, Size: int64(len(data)), ModTime: time.Unix(0, 0)},
+		open:  func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
+	}
 }
