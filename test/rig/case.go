@@ -89,11 +89,11 @@ func (c *Case) option(name, value string) (err error) {
 		c.Rows = append(c.Rows, strings.Fields(value)...)
 	case "error":
 		c.Error, err = regexp.Compile(value)
-	default:
-		return fmt.Errorf("unknown option %q", name)
 	case "build-arg", "target", "platform", "label", "annotation", "context", "secret", "ssh", "epoch", "dockerfile",
 		"add-host", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp":
 		c.Options[name] = append(c.Options[name], value)
+	default:
+		return fmt.Errorf("unknown option %q", name)
 	}
 	return err
 }
