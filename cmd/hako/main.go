@@ -10,14 +10,15 @@ import (
 	"os"
 
 	"hako/internal/cli"
+	"hako/internal/sandbox"
 )
 
 var version string // set by the Makefile; empty means: ask the build info
 
 func main() {
-	// The re-exec entry points of package sandbox belong here, before all else.
+	args, supervisor := sandbox.Init(os.Args)
 	ctx, stop := cli.WithSignals(context.Background(), os.Exit)
-	code := cli.Main(ctx, version, os.Args, os.Stdin, os.Stdout, os.Stderr)
+	code := cli.Main(ctx, version, args, supervisor, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }

@@ -6,6 +6,7 @@ package build
 
 import (
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -118,6 +119,9 @@ type Options struct {
 	Progress string
 	// Verbosity is "error", "warn", "info", "debug" or "trace".
 	Verbosity string
+
+	// Supervisor, if set, is told what to restore when this process is killed.
+	Supervisor *os.File
 
 	// Env is the caller's environment. Nothing below reads it from the system.
 	Env Env

@@ -11,17 +11,23 @@ import (
 	"strings"
 
 	"hako/internal/build"
+	"hako/internal/progress"
 )
 
 // Main runs the program with the process's environment and returns its exit
-// code. An empty version is looked up in what the Go tool recorded.
-func Main(ctx context.Context, version string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+// code. An empty version is looked up in what the Go tool recorded; supervisor
+// is what sandbox.Init returned.
+func Main(ctx context.Context, version string, args []string, supervisor *os.File, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := &App{
 		Version: versionOf(version),
 		Env:     environ(),
 		Stdin:   stdin,
 		Stdout:  stdout,
 		Stderr:  stderr,
+		Build: func(ctx context.Context, opt build.Options, sink progress.Sink) (*build.Result, error) {
+			opt.Supervisor = supervisor
+			return build.Run(ctx, opt, sink)
+		},
 	}
 	return app.Main(ctx, args)
 }

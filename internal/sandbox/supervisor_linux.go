@@ -12,48 +12,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// engineArg marks the process that builds; the one that was started only
-// supervises it.
-const engineArg = "--hako-engine"
-
-// Init is called first in main. For commands that may run things in place it
-// does not return: this process becomes the supervisor, which is small, starts the program
-// again as its child (the engine), forwards signals, reaps what is orphaned,
-// and puts the container back if the engine is killed. In the engine Init
-// returns the arguments and a pipe by which the engine tells what to restore.
-func Init(args []string) ([]string, *os.File) {
-	if len(args) > 1 && args[1] == engineArg {
-		// RUN is root beside us: without this it could read our memory.
-		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-		unix.CloseOnExec(3)
-		return append([]string{args[0]}, args[2:]...), os.NewFile(3, "supervisor")
-	}
-	if os.Geteuid() != 0 || !wantsEngine(args) {
-		return args, nil
-	}
-	s := &supervisor{}
-	os.Exit(s.run(args))
-	return nil, nil
-}
-
-// wantsEngine tells whether the command may run something in place.
-func wantsEngine(args []string) bool {
-	if len(args) == 0 {
-		return false
-	}
-	if filepath.Base(args[0]) == "executor" {
-		return true
-	}
-	return len(args) > 1 && (args[1] == "build" || args[1] == "executor")
-}
 
 type supervisor struct {
 	cmd  *exec.Cmd
@@ -189,4 +154,49 @@ func children(pid int) []int {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Unrelated returns a process of this container that is neither an ancestor of
+// this one nor a child of it, nor a thread of the kernel; 0 if there is none.
+// Its files would be moved away under it.
+func Unrelated() int {
+	related := map[int]bool{0: true}
+	for p := os.Getpid(); p > 0 && !related[p]; p = parentOf(p) {
+		related[p] = true
+	}
+	names, err := readNames(unix.AT_FDCWD, "/proc")
+	if err != nil {
+		return 0
+	}
+	for _, n := range names {
+		pid, err := strconv.Atoi(n)
+		if err != nil || related[pid] {
+			continue
+		}
+		for q := pid; ; q = parentOf(q) {
+			if q == os.Getpid() {
+				break // started by us
+			}
+			if q <= 1 || q == 2 {
+				if exe, err := os.Readlink("/proc/" + n + "/exe"); err == nil && filepath.Base(exe) != "pause" {
+					return pid
+				}
+				break
+			}
+		}
+	}
+	return 0
+}
+
+// parentOf returns the parent of a process, 0 if there is none.
+func parentOf(pid int) int {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	var state string
+	var ppid int
+	s := string(b)
+	_, _ = fmt.Sscan(s[strings.LastIndexByte(s, ')')+1:], &state, &ppid)
+	return ppid
 }

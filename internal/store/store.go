@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -24,16 +25,64 @@ import (
 //	tmp/                      files being written
 //
 // It is safe for concurrent use, also by several processes.
-type Store struct{ dir string }
+type Store struct {
+	dir     string
+	session string // where blobs and files being written are: dir, or a part of it
+}
 
 // Open opens the store at dir and makes it if there is none.
 func Open(dir string) (*Store, error) {
-	for _, d := range []string{"blobs/sha256", "index/sha256", "diff/sha256", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
+	s := &Store{dir: dir, session: dir}
+	return s, s.make()
+}
+
+func (s *Store) make() error {
+	for _, d := range []string{
+		filepath.Join(s.session, "blobs/sha256"), filepath.Join(s.session, "tmp"),
+		filepath.Join(s.dir, "index/sha256"), filepath.Join(s.dir, "diff/sha256"),
+	} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("open store: %w", err)
 		}
 	}
-	return &Store{dir: dir}, nil
+	return nil
+}
+
+// Session returns a view of the store whose blobs last until close is called;
+// indexes stay. Sessions do not see each other's blobs, so that no build loses
+// one to another's end. What a killed session has left is removed by age.
+func (s *Store) Session() (session *Store, end func() error, err error) {
+	runs := filepath.Join(s.dir, "run")
+	if err := os.MkdirAll(runs, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("open store: %w", err)
+	}
+	s.sweep(runs)
+	dir, err := os.MkdirTemp(runs, "")
+	if err != nil {
+		return nil, nil, fmt.Errorf("open store: %w", err)
+	}
+	session = &Store{dir: s.dir, session: dir}
+	if err := session.make(); err != nil {
+		return nil, nil, err
+	}
+	return session, func() error { return os.RemoveAll(dir) }, nil
+}
+
+// staleAfter is how long a session's directory may be left alone before it counts as
+// a killed build's. Builds touch theirs with every blob.
+const staleAfter = 24 * time.Hour
+
+func (s *Store) sweep(runs string) {
+	list, err := os.ReadDir(runs)
+	if err != nil {
+		return
+	}
+	for _, e := range list {
+		tmp := filepath.Join(runs, e.Name(), "tmp")
+		if fi, err := os.Stat(tmp); err == nil && time.Since(fi.ModTime()) > staleAfter {
+			_ = os.RemoveAll(filepath.Join(runs, e.Name()))
+		}
+	}
 }
 
 // Dir returns the store's directory.
@@ -53,7 +102,11 @@ func (s *Store) path(k Kind, d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
 		return "", fmt.Errorf("%s %q: %w", k, d, err)
 	}
-	return filepath.Join(s.dir, string(k), d.Algorithm().String(), d.Encoded()), nil
+	dir := s.dir
+	if k == Blobs {
+		dir = s.session
+	}
+	return filepath.Join(dir, string(k), d.Algorithm().String(), d.Encoded()), nil
 }
 
 // Get opens what is stored under d. Its error satisfies fs.ErrNotExist if there is nothing.
@@ -99,7 +152,7 @@ type Writer struct {
 
 // Create starts a file.
 func (s *Store) Create() (*Writer, error) {
-	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "w")
+	f, err := os.CreateTemp(filepath.Join(s.session, "tmp"), "w")
 	if err != nil {
 		return nil, fmt.Errorf("create in store: %w", err)
 	}

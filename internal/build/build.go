@@ -1,0 +1,276 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"hako/internal/frontend"
+	"hako/internal/layer"
+	"hako/internal/ops"
+	"hako/internal/progress"
+	"hako/internal/sandbox"
+	"hako/internal/solver"
+	"hako/internal/store"
+)
+
+// ErrNothingToDo is returned if no use of the result was asked for.
+var ErrNothingToDo = errors.New("nothing to do with the result: add --push, -o oci,dest=…, or --no-push")
+
+// Run runs one build: it opens everything outside, converts the Dockerfile,
+// executes the graph, puts the container back as it was and sends the image
+// where it was asked for.
+func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) {
+	started := time.Now()
+	b, err := open(ctx, &opt, sink, started)
+	if err != nil {
+		return nil, err
+	}
+	res, err := b.run(ctx)
+	if cerr := b.close(); err == nil && cerr != nil {
+		err = cerr
+	}
+	if res != nil {
+		b.summarize(&res.Summary, started)
+	}
+	return res, err
+}
+
+// A build is one run's parts.
+type build struct {
+	opt      *Options
+	sink     progress.Sink
+	clock    time.Time
+	network  *network
+	meter    *meter
+	store    *store.Store
+	endStore func() error
+	images   *images
+	contexts *contexts
+	vault    *vault
+	room     *room
+	outputs  *outputs
+	interp   *ops.Interpreter
+	solver   *solver.Solver
+}
+
+// open reads and opens whatever the build needs from outside. Nothing is opened
+// by its path later, when another root may be installed.
+func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) (_ *build, err error) {
+	b := &build{opt: opt, sink: sink, meter: &meter{}, clock: now}
+	if opt.SourceDateEpoch != nil {
+		b.clock = *opt.SourceDateEpoch
+	}
+	defer func() {
+		if err != nil {
+			_ = b.close()
+		}
+	}()
+	if b.network, err = openNetwork(opt.Env); err != nil {
+		return nil, err
+	}
+	if b.vault, err = openVault(opt); err != nil {
+		return nil, err
+	}
+	if r, ok := sink.(interface{ Redact(values ...[]byte) }); ok {
+		for _, v := range b.vault.secrets {
+			r.Redact(v)
+		}
+	}
+	if err := b.openStore(); err != nil {
+		return nil, err
+	}
+	client, err := openRegistry(opt, b.network, b.meter.down, b.meter.up)
+	if err != nil {
+		return nil, err
+	}
+	if b.contexts, err = openContexts(ctx, opt, b.network.client(), b.store); err != nil {
+		return nil, err
+	}
+	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts}
+	if b.outputs, err = openOutputs(opt, client, sink); err != nil {
+		return nil, err
+	}
+	b.room = &room{opt: opt, contexts: b.contexts, network: b.network, logf: b.note}
+	b.wire(ctx)
+	return b, nil
+}
+
+func (b *build) openStore() error {
+	dir := filepath.Join(workDir(b.opt), "hako", "store")
+	st, err := store.Open(dir)
+	if err != nil && errors.Is(err, os.ErrPermission) || errors.Is(err, errReadOnly) {
+		// A pod without rights: builds without RUN still work.
+		st, err = store.Open(filepath.Join(os.TempDir(), fmt.Sprintf("hako-%d", os.Getuid())))
+	}
+	if err != nil {
+		return err
+	}
+	b.store, b.endStore, err = st.Session()
+	return err
+}
+
+// wire puts the parts together.
+func (b *build) wire(ctx context.Context) {
+	possible := b.room.possible()
+	b.interp = ops.New(ops.Options{
+		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(),
+		Sandbox: b.room.start,
+		Unsupported: func(op *pb.ExecOp, p *pb.Platform) error {
+			return unsupported(op, p, possible)
+		},
+		Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
+		Write: layer.WriteOptions{
+			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
+		},
+		OnLayer: b.outputs.made,
+	})
+	b.solver = solver.New(ctx, b.interp, solver.Options{SerialExec: true, Sink: b.sink, Plan: b.plan})
+}
+
+// clamp returns the latest time for files in new layers, nil for none.
+func (b *build) clamp() *time.Time {
+	if b.opt.Reproducible || b.opt.RewriteTimestamp {
+		t := b.clock
+		if b.opt.SourceDateEpoch == nil {
+			t = time.Unix(0, 0)
+		}
+		return &t
+	}
+	return nil
+}
+
+// plan looks at a graph before its first vertex is executed.
+func (b *build) plan(_ context.Context, g *solver.Graph) error {
+	f := graphFacts(g)
+	b.interp.Plan(f)
+	if hasExec(g) {
+		b.room.need(usedPaths(g, f))
+		b.note("%s · %s", describe(b.opt.Executor), limits())
+	}
+	return nil
+}
+
+// note shows a line that belongs to no instruction.
+func (b *build) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	t := progress.Start(b.sink, digest.FromString("note "+text), "[internal] "+text)
+	t.Done(nil)
+}
+
+func (b *build) run(ctx context.Context) (*Result, error) {
+	opts, err := frontendOpts(b.opt, b.contexts)
+	if err != nil {
+		return nil, err
+	}
+	fo := frontend.Options{
+		Opts: opts, Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink,
+		SyntaxBuiltin: b.opt.Syntax == "builtin",
+	}
+	if b.opt.Call != "" && b.opt.Call != CallBuild {
+		return b.answer(ctx, fo)
+	}
+	if b.outputs.none() {
+		return nil, ErrNothingToDo
+	}
+	conv, err := frontend.Build(ctx, fo)
+	if err != nil {
+		return nil, err
+	}
+	refs, err := b.evaluate(ctx, conv)
+	if err != nil {
+		return nil, err
+	}
+	// From here on no command runs: what was parked comes back before anything
+	// is written outside.
+	b.solver.Close()
+	if err := b.room.close(); err != nil {
+		return nil, err
+	}
+	return b.outputs.export(ctx, b, conv, refs)
+}
+
+// evaluate computes the images of all platforms as one graph.
+func (b *build) evaluate(ctx context.Context, conv *frontend.Result) ([]*layer.Ref, error) {
+	defs := make([]*pb.Definition, len(conv.Platforms))
+	for i, p := range conv.Platforms {
+		defs[i] = p.Definition
+	}
+	g, err := solver.Load(defs...)
+	if err != nil {
+		return nil, err
+	}
+	b.outputs.chain(g.InTargets())
+	return b.solver.EvaluateGraph(ctx, g)
+}
+
+// answer runs the Dockerfile checks, or lists its arguments or targets.
+func (b *build) answer(ctx context.Context, fo frontend.Options) (*Result, error) {
+	name := map[string]string{CallCheck: frontend.RequestLint, CallOutline: frontend.RequestOutline, CallTargets: frontend.RequestTargets}[b.opt.Call]
+	if name == "" {
+		return nil, fmt.Errorf("--call=%s: unknown", b.opt.Call)
+	}
+	a, err := frontend.Subrequest(ctx, fo, name)
+	if err != nil {
+		return nil, err
+	}
+	text := a.Text
+	if b.opt.CallFormat == "json" {
+		text = a.JSON
+	}
+	return &Result{Answer: text, Status: a.Status}, nil
+}
+
+// close gives everything back, whatever happened.
+func (b *build) close() error {
+	var errs []error
+	if b.solver != nil {
+		b.solver.Close()
+	}
+	if b.room != nil {
+		errs = append(errs, b.room.close())
+	}
+	if b.outputs != nil {
+		errs = append(errs, b.outputs.close())
+	}
+	if b.endStore != nil {
+		errs = append(errs, b.endStore())
+	}
+	return errors.Join(errs...)
+}
+
+func (b *build) summarize(s *Summary, started time.Time) {
+	s.Elapsed = time.Since(started)
+	s.Downloaded, s.Uploaded = b.meter.received.Load(), b.meter.sent.Load()
+	s.PeakMemory = peakMemory()
+}
+
+func hostPlatform() ocispecs.Platform {
+	p := platforms.DefaultSpec()
+	p.OS = "linux"
+	p.OSVersion, p.OSFeatures = "", nil
+	return platforms.Normalize(p)
+}
+
+func formatPlatform(p ocispecs.Platform) string { return platforms.FormatAll(p) }
+
+func tlsConfig(roots *x509.CertPool) *tls.Config {
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+}
+
+// Restore puts back what a killed build left in this container.
+func Restore(opt Options) error { return sandbox.Restore(filepath.Join(workDir(&opt), "hako")) }

@@ -1,0 +1,256 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"hako/internal/source"
+	"hako/internal/store"
+	"hako/internal/tree"
+)
+
+// names of the local sources that the frontend asks for.
+const (
+	localContext    = "context"
+	localDockerfile = "dockerfile"
+)
+
+// maxDockerfile bounds a Dockerfile read from standard input.
+const maxDockerfile = 16 << 20
+
+// contexts are the trees that a build reads, opened before anything moves.
+type contexts struct {
+	locals   map[string]tree.FS
+	layouts  map[string]*source.Layout
+	opts     map[string]string // for the frontend: context:NAME, filename
+	filename string            // of the Dockerfile, for messages
+	dir      string            // of the context, for messages
+	opened   []place
+}
+
+// A place is a directory that a local source reads.
+type place struct {
+	path string // absolute, without links
+	sw   *tree.Switch
+}
+
+// openContexts opens the build context, the Dockerfile and the named contexts.
+func openContexts(ctx context.Context, opt *Options, client *http.Client, st *store.Store) (*contexts, error) {
+	c := &contexts{locals: make(map[string]tree.FS), layouts: make(map[string]*source.Layout), opts: make(map[string]string)}
+	dir, err := localPath(opt.Context)
+	if err != nil {
+		return nil, err
+	}
+	c.dir = dir
+	fsys, err := c.open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the build context: %w", err)
+	}
+	c.locals[localContext] = fsys
+	if err := c.openDockerfile(ctx, opt, client, st); err != nil {
+		return nil, err
+	}
+	for name, value := range opt.NamedContexts {
+		if err := c.openNamed(name, value); err != nil {
+			return nil, fmt.Errorf("open the build context %q: %w", name, err)
+		}
+	}
+	return c, nil
+}
+
+// localPath returns the directory that a context string names.
+func localPath(s string) (string, error) {
+	if p, ok := strings.CutPrefix(s, "dir://"); ok {
+		s = p
+	}
+	if s == "-" || strings.Contains(s, "://") {
+		return "", fmt.Errorf("build context %q: only directories are supported yet; unpack it first and name the directory", s)
+	}
+	return s, nil
+}
+
+func (c *contexts) open(dir string) (tree.FS, error) {
+	d, err := tree.OpenDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(dir)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	sw := tree.NewSwitch(d)
+	c.opened = append(c.opened, place{path: path, sw: sw})
+	return sw, nil
+}
+
+func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *http.Client, st *store.Store) error {
+	name := opt.Dockerfile
+	switch {
+	case name == "-":
+		b, err := io.ReadAll(io.LimitReader(opt.Stdin, maxDockerfile))
+		if err != nil {
+			return fmt.Errorf("read the Dockerfile from standard input: %w", err)
+		}
+		c.locals[localDockerfile] = source.Bytes("Dockerfile", b)
+		name = "Dockerfile"
+	case strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://"):
+		f, err := source.FetchHTTP(ctx, client, st, name, source.HTTPOptions{Filename: "Dockerfile"})
+		if err != nil {
+			return err
+		}
+		c.locals[localDockerfile] = f.FS
+		name = "Dockerfile"
+	default:
+		path, err := findDockerfile(c.dir, name)
+		if err != nil {
+			return err
+		}
+		fsys, err := c.open(filepath.Dir(path))
+		if err != nil {
+			return fmt.Errorf("open the Dockerfile's directory: %w", err)
+		}
+		c.locals[localDockerfile] = fsys
+		name = filepath.Base(path)
+	}
+	c.filename = name
+	c.opts["filename"] = name
+	return nil
+}
+
+// findDockerfile returns where the Dockerfile is: as given, else in the context.
+func findDockerfile(dir, name string) (string, error) {
+	if name == "" {
+		p := filepath.Join(dir, "Dockerfile")
+		if _, err := os.Stat(p); errors.Is(err, fs.ErrNotExist) {
+			if lower := filepath.Join(dir, "dockerfile"); exists(lower) {
+				return lower, nil
+			}
+			return "", &NoDockerfileError{Looked: []string{p}}
+		}
+		return p, nil
+	}
+	looked := []string{name}
+	if exists(name) {
+		return name, nil
+	}
+	if !filepath.IsAbs(name) {
+		p := filepath.Join(dir, name)
+		if exists(p) {
+			return p, nil
+		}
+		looked = append(looked, p)
+	}
+	return "", &NoDockerfileError{Looked: looked}
+}
+
+func exists(p string) bool {
+	fi, err := os.Stat(p)
+	return err == nil && !fi.IsDir()
+}
+
+// A NoDockerfileError is returned when there is no Dockerfile.
+type NoDockerfileError struct{ Looked []string }
+
+func (e *NoDockerfileError) Error() string {
+	return "there is no Dockerfile at " + strings.Join(e.Looked, " or ")
+}
+
+// Explain tells what to do.
+func (e *NoDockerfileError) Explain() string {
+	return " try     -f PATH, relative to here or to the build context, or -f - to read it from standard input"
+}
+
+// openNamed opens one --build-context. What is no directory or layout is the
+// frontend's business: docker-image://, https://, …
+func (c *contexts) openNamed(name, value string) error {
+	key := "context:" + name
+	if rest, ok := strings.CutPrefix(value, "oci-layout://"); ok {
+		path, ref, _ := strings.Cut(rest, "@")
+		tag := ""
+		if ref == "" {
+			if i := strings.LastIndexByte(path, ':'); i > strings.LastIndexByte(path, '/') {
+				path, tag = path[:i], path[i+1:]
+			}
+		}
+		return c.openLayout(key, name, path, ref, tag)
+	}
+	if strings.Contains(value, "://") {
+		c.opts[key] = value
+		return nil
+	}
+	fsys, err := c.open(value)
+	if err != nil {
+		return err
+	}
+	c.locals[name] = fsys
+	c.opts[key] = "local:" + name
+	return nil
+}
+
+func (c *contexts) openLayout(key, name, path, ref, tag string) error {
+	d, err := tree.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	l, err := source.OpenLayout(d)
+	if err != nil {
+		return err
+	}
+	if ref == "" {
+		img, err := l.Resolve(tag, nil)
+		if err != nil {
+			return err
+		}
+		ref = img.Digest.String()
+	}
+	c.layouts[name] = l
+	c.opts[key] = fmt.Sprintf("oci-layout://%s@%s", name, ref)
+	return nil
+}
+
+// moved tells the contexts on the volume at path that its content is in the
+// directory aside of it now; move does that.
+func (c *contexts) moved(path string, move func() (string, error)) error {
+	var at []*tree.Switch
+	for _, p := range c.opened {
+		if p.path == path {
+			at = append(at, p.sw)
+		}
+	}
+	return moveAll(at, path, move)
+}
+
+// moveAll stops all readers, then moves, then shows each the new place.
+func moveAll(at []*tree.Switch, path string, move func() (string, error)) error {
+	var aside string
+	inner := func() error {
+		var err error
+		aside, err = move()
+		return err
+	}
+	for _, sw := range at {
+		next := inner
+		inner = func() error {
+			return sw.Move(func() (tree.FS, error) {
+				if err := next(); err != nil {
+					return nil, err
+				}
+				return tree.OpenDir(filepath.Join(path, aside))
+			})
+		}
+	}
+	return inner()
+}

@@ -1,0 +1,42 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package build
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"hako/internal/ops"
+)
+
+// A room has no sandbox on this system.
+type room struct {
+	opt      *Options
+	contexts *contexts
+	network  *network
+	logf     func(format string, args ...any)
+}
+
+func (r *room) possible() error {
+	return &NoSandboxError{Why: "commands of an image need Linux, and this is " + runtime.GOOS, Remedy: []string{"run hako in a Linux container"}}
+}
+
+func (r *room) start(context.Context) (ops.Sandbox, error) { return nil, r.possible() }
+func (r *room) need([]string)                              {}
+func (r *room) close() error                               { return nil }
+
+func workDir(opt *Options) string {
+	if opt.WorkDir != "" {
+		return opt.WorkDir
+	}
+	d, err := os.UserCacheDir()
+	if err != nil {
+		d = os.TempDir()
+	}
+	return filepath.Join(d, "hako")
+}
