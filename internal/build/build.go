@@ -102,7 +102,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 		return nil, err
 	}
 	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts}
-	if b.outputs, err = openOutputs(opt, client, sink); err != nil {
+	if b.outputs, err = openOutputs(ctx, opt, client, sink); err != nil {
 		return nil, err
 	}
 	b.room = &room{opt: opt, contexts: b.contexts, network: b.network, logf: b.note}
@@ -191,6 +191,9 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.outputs.allowed(); err != nil {
+		return nil, err
+	}
 	refs, err := b.evaluate(ctx, conv)
 	if err != nil {
 		return nil, err
@@ -201,7 +204,7 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	if err := b.room.close(); err != nil {
 		return nil, err
 	}
-	return b.outputs.export(ctx, b, conv, refs)
+	return b.outputs.export(ctx, conv, refs)
 }
 
 // evaluate computes the images of all platforms as one graph.

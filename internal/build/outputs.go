@@ -5,14 +5,18 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
+	"hako/internal/export"
 	"hako/internal/frontend"
 	"hako/internal/image"
 	"hako/internal/layer"
@@ -20,62 +24,291 @@ import (
 	"hako/internal/registry"
 )
 
-type outputs struct{ opt *Options }
-
-func openOutputs(opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
-	return &outputs{opt: opt}, nil
+// outputs are the places that the result goes to. Paths are made absolute
+// before anything moves, and opened only after everything is back in its place.
+type outputs struct {
+	opt    *Options
+	client *registry.Client
+	sink   progress.Sink
+	tags   []name.Tag
+	// targets are the vertices whose layers are in the image.
+	targets map[digest.Digest]bool
+	early   *export.Early
+	check   *errgroup.Group
 }
-func (o *outputs) none() bool                           { return false }
-func (o *outputs) made(d digest.Digest, l *layer.Layer) {}
-func (o *outputs) chain(in map[digest.Digest]bool)      {}
-func (o *outputs) close() error                         { return nil }
-func (o *outputs) export(ctx context.Context, b *build, conv *frontend.Result, refs []*layer.Ref) (*Result, error) {
-	dir := o.opt.OCILayoutPath
-	if dir == "" {
-		return &Result{}, nil
+
+func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
+	o := &outputs{opt: opt, client: client, sink: sink}
+	for _, n := range opt.PushNames() {
+		ref, err := registry.ParseReference(n)
+		if err != nil {
+			return nil, err
+		}
+		tag, ok := ref.(name.Tag)
+		if !ok {
+			return nil, fmt.Errorf("push %s: a destination needs a tag, not a digest", n)
+		}
+		o.tags = append(o.tags, tag)
 	}
-	os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755)
-	put := func(d digest.Digest, data []byte) {
-		os.WriteFile(filepath.Join(dir, "blobs/sha256", d.Encoded()), data, 0o644)
+	paths := []*string{
+		&opt.TarPath, &opt.OCILayoutPath, &opt.DigestFile, &opt.ImageNameDigestFile, &opt.ImageNameTagDigestFile, &opt.MetadataFile,
 	}
-	var infos []image.LayerInfo
-	var descs []ocispecs.Descriptor
-	if refs[0] != nil {
-		for _, l := range refs[0].Layers {
-			infos = append(infos, image.LayerInfo{DiffID: l.DiffID()})
-			d, err := image.LayerDescriptor(l.Descriptor(), false)
-			if err != nil {
-				return nil, err
-			}
-			descs = append(descs, d)
-			rc, err := l.Open(ctx)
-			if err != nil {
-				return nil, err
-			}
-			data, err := io.ReadAll(rc)
-			if err != nil {
-				return nil, err
-			}
-			put(d.Digest, data)
+	for i := range opt.Outputs {
+		if opt.Outputs[i].Dest != "-" {
+			paths = append(paths, &opt.Outputs[i].Dest)
 		}
 	}
-	cfg, err := image.Finish(conv.Platforms[0].Config, infos, image.FinishOptions{})
+	for _, p := range paths {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return nil, fmt.Errorf("output %s: %w", *p, err)
+		}
+		*p = abs
+	}
+	if len(o.tags) > 0 && opt.PushEarly {
+		o.early = export.NewEarly(ctx, client, o.tags)
+	}
+	o.checkPush(ctx)
+	return o, nil
+}
+
+// checkPush asks the registries, in the background, whether this account may push.
+func (o *outputs) checkPush(ctx context.Context) {
+	g, gctx := errgroup.WithContext(ctx)
+	o.check = g
+	if o.opt.Registry.SkipPushCheck {
+		return
+	}
+	seen := make(map[string]bool)
+	for _, t := range o.tags {
+		repo := t.Context()
+		if seen[repo.Name()] {
+			continue
+		}
+		seen[repo.Name()] = true
+		g.Go(func() error { return o.client.CheckPushPermission(gctx, repo) })
+	}
+}
+
+// allowed waits for the answers of checkPush.
+func (o *outputs) allowed() error { return o.check.Wait() }
+
+// none tells whether nothing was asked for.
+func (o *outputs) none() bool {
+	opt := o.opt
+	return len(o.tags) == 0 && !opt.NoPush && opt.TarPath == "" && opt.OCILayoutPath == "" && len(opt.Outputs) == 0
+}
+
+// chain sets the vertices whose layers will be in the image.
+func (o *outputs) chain(in map[digest.Digest]bool) { o.targets = in }
+
+// made begins to push a new layer if it is sure to be in the image.
+func (o *outputs) made(vertex digest.Digest, l *layer.Layer) {
+	if o.early != nil && o.targets[vertex] {
+		o.early.Start(l)
+	}
+}
+
+// close ends what still goes on.
+func (o *outputs) close() error {
+	if o.early != nil {
+		o.early.Stop()
+	}
+	_ = o.check.Wait() // its error was returned, or a worse one was
+	return nil
+}
+
+// export sends the results everywhere.
+func (o *outputs) export(ctx context.Context, conv *frontend.Result, refs []*layer.Ref) (*Result, error) {
+	bundle, err := o.bundle(conv, refs, o.opt.OCIMediaTypes != nil && !*o.opt.OCIMediaTypes)
 	if err != nil {
 		return nil, err
 	}
-	cd := image.NewConfig(cfg, false)
-	put(cd.Desc.Digest, cd.Data)
-	m, err := image.NewManifest(cd, descs, nil, false)
-	if err != nil {
+	root := bundle.Root().Desc
+	res := &Result{Digest: root.Digest}
+	for _, m := range bundle.Images {
+		res.Images = append(res.Images, Image{Platform: m.Platform, Desc: m.Document.Desc, Config: m.Config.Data})
+	}
+	if err := o.writeFiles(ctx, bundle, conv, refs); err != nil {
 		return nil, err
 	}
-	put(m.Desc.Digest, m.Data)
-	ix, err := image.NewIndex([]ocispecs.Descriptor{m.Desc}, nil, false)
-	if err != nil {
-		return nil, err
+	if len(o.tags) > 0 {
+		if err := o.push(ctx, bundle, res); err != nil {
+			return nil, err
+		}
 	}
-	os.WriteFile(filepath.Join(dir, "index.json"), ix.Data, 0o644)
-	os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644)
-	fmt.Fprintln(os.Stderr, m.Desc.Digest)
-	return &Result{Digest: m.Desc.Digest}, nil
+	return res, o.resultFiles(bundle, root.Digest)
+}
+
+func (o *outputs) bundle(conv *frontend.Result, refs []*layer.Ref, docker bool) (*export.Bundle, error) {
+	images := make([]export.Image, len(refs))
+	for i, p := range conv.Platforms {
+		images[i] = export.Image{Platform: p.Platform, Ref: refs[i], Config: p.Config, Base: p.BaseConfig, Epoch: p.Epoch}
+		if o.opt.Reproducible && p.Epoch == nil {
+			t := time.Unix(0, 0).UTC()
+			images[i].Epoch = &t
+		}
+	}
+	opt := export.Options{Docker: docker, Index: conv.Index}
+	for _, a := range o.opt.Annotations {
+		opt.Annotations = append(opt.Annotations, image.Annotation{Level: a.Level, Platform: a.Platform, Key: a.Key, Value: a.Value})
+	}
+	return export.Finish(images, opt)
+}
+
+func (o *outputs) push(ctx context.Context, b *export.Bundle, res *Result) error {
+	if o.early != nil {
+		// Its error comes again, with more to say, from the push itself.
+		_ = o.early.Wait()
+	}
+	what := o.tags[0].Name()
+	task := progress.Start(o.sink, digest.FromString("push "+what), "push "+what)
+	done, err := b.Push(ctx, o.client, o.tags)
+	for _, t := range done {
+		task.Logf("%s@%s", t.Name(), res.Digest)
+		res.Pushed = append(res.Pushed, Pushed{Ref: t.Name(), Digest: res.Digest})
+	}
+	task.Done(err)
+	return err
+}
+
+// writeFiles writes archives, layouts and directories.
+func (o *outputs) writeFiles(ctx context.Context, b *export.Bundle, conv *frontend.Result, refs []*layer.Ref) error {
+	created := time.Time{}
+	if t := o.opt.SourceDateEpoch; t != nil {
+		created = *t
+	}
+	if p := o.opt.OCILayoutPath; p != "" {
+		if err := o.inDir(p, func(dir *os.Root) error { return b.WriteLayout(ctx, dir, export.LayoutOptions{Created: created}) }); err != nil {
+			return err
+		}
+	}
+	if p := o.opt.TarPath; p != "" {
+		docker, err := o.bundle(conv, refs, o.opt.OCIMediaTypes == nil || !*o.opt.OCIMediaTypes)
+		if err != nil {
+			return err
+		}
+		names := o.opt.Names()
+		if len(names) == 0 {
+			names = []string{"unset-repo/unset-image-name"} // as kaniko names it
+		}
+		if err := o.inFile(p, func(w io.Writer) error {
+			return docker.WriteDocker(ctx, w, export.LayoutOptions{Names: names, Created: created})
+		}); err != nil {
+			return err
+		}
+	}
+	for _, out := range o.opt.Outputs {
+		if err := o.output(ctx, b, out, created); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// output writes one --output.
+func (o *outputs) output(ctx context.Context, b *export.Bundle, out Output, created time.Time) error {
+	lo := export.LayoutOptions{Names: o.opt.Names(), Created: created}
+	fo := export.FilesOptions{Epoch: o.opt.SourceDateEpoch}
+	switch {
+	case out.Type == "local":
+		return o.inDir(out.Dest, func(dir *os.Root) error { return b.WriteDir(ctx, dir, fo) })
+	case out.Type == "tar":
+		return o.inFile(out.Dest, func(w io.Writer) error { return b.WriteTar(ctx, w, fo) })
+	case out.Type == "oci" && out.Attrs["tar"] == "false":
+		return o.inDir(out.Dest, func(dir *os.Root) error { return b.WriteLayout(ctx, dir, lo) })
+	case out.Type == "oci":
+		return o.inFile(out.Dest, func(w io.Writer) error { return b.WriteLayoutTar(ctx, w, lo) })
+	case out.Type == "docker":
+		return o.inFile(out.Dest, func(w io.Writer) error { return b.WriteDocker(ctx, w, lo) })
+	}
+	return fmt.Errorf("output type %q is not supported", out.Type)
+}
+
+func (o *outputs) inDir(path string, write func(*os.Root) error) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return fmt.Errorf("make the output directory: %w", err)
+	}
+	dir, err := os.OpenRoot(path)
+	if err != nil {
+		return fmt.Errorf("open the output directory: %w", err)
+	}
+	return errors.Join(write(dir), dir.Close())
+}
+
+// inFile writes a file that appears whole or not at all, or standard output.
+func (o *outputs) inFile(path string, write func(io.Writer) error) error {
+	if path == "-" {
+		return write(o.opt.Stdout)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make the output's directory: %w", err)
+	}
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+		// A pipe or a device: nothing can be renamed over it.
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return fmt.Errorf("open the output: %w", err)
+		}
+		return errors.Join(write(f), f.Close())
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
+	if err != nil {
+		return fmt.Errorf("make the output: %w", err)
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(write(f), f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("make the output: %w", err)
+	}
+	return nil
+}
+
+// resultFiles writes what came of the build, after everything else is done.
+func (o *outputs) resultFiles(b *export.Bundle, d digest.Digest) error {
+	var tags []name.Tag
+	for _, n := range o.opt.Names() {
+		if t, err := name.NewTag(n, name.WeakValidation); err == nil {
+			tags = append(tags, t)
+		}
+	}
+	meta, err := b.MetadataFile(o.opt.Names())
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		path string
+		data []byte
+	}{
+		{o.opt.DigestFile, export.DigestFile(d)},
+		{o.opt.ImageNameDigestFile, export.NameDigestFile(tags, d)},
+		{o.opt.ImageNameTagDigestFile, export.NameTagDigestFile(tags, d)},
+		{o.opt.MetadataFile, meta},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if err := writeResult(f.path, f.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeResult writes a result file in place: it may be a mount, which cannot be
+// replaced. Missing parents are made as kaniko makes them.
+func writeResult(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make the result file's directory: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("open the result file: %w", err)
+	}
+	return errors.Join(export.WriteInPlace(f, data), f.Close())
 }
