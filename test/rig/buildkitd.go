@@ -45,11 +45,13 @@ const buildkitdConfig = `root = %q
   snapshotter = "overlayfs"
   networkMode = "host"
   gc = false
-[registry.%q]
+`
+
+const buildkitdRegistry = `[registry.%q]
   http = true
 `
 
-func (r *Rig) startBuildkitd(ctx context.Context) (*buildkitd, error) {
+func (r *Rig) startBuildkitd(ctx context.Context, registries []string) (*buildkitd, error) {
 	daemon, err := r.tool(ctx, "buildkitd")
 	if err != nil {
 		return nil, err
@@ -66,7 +68,10 @@ func (r *Rig) startBuildkitd(ctx context.Context) (*buildkitd, error) {
 		exited: make(chan struct{}),
 	}
 	config := filepath.Join(r.Dir, "buildkitd.toml")
-	text := fmt.Sprintf(buildkitdConfig, b.root, b.addr, r.Registry)
+	text := fmt.Sprintf(buildkitdConfig, b.root, b.addr)
+	for _, host := range append([]string{r.Registry}, registries...) {
+		text += fmt.Sprintf(buildkitdRegistry, host)
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("write buildkitd config: %w", err)
 	}

@@ -1,0 +1,22 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures hako in an ordinary pod against BuildKit as root on
+// the same machine, with the same registry:
+//
+//	go run ./test/bench -n 5 -o docs/measurements.md
+//
+// The registry is the reference implementation, a process of its own that
+// stores on disk. hako runs in a new container for each run, made ahead from an
+// image that holds nothing else, with an ordinary pod's rights and a memory
+// limit. BuildKit is a buildkitd with overlayfs snapshots, pruned before each
+// run. The two alternate, and each figure is the median of the runs.
+//
+// A time is from the start of the client to its end: of buildctl, and of
+// `runc start` on a container whose process waits to be let go, to the end of
+// that process. Both include the push; neither includes making the container or
+// pruning. Memory is the high-water mark of the resident set, of hako's
+// processes and of buildkitd, as the kernel keeps it. Disk is how much more of
+// the filesystem was in use at the worst moment, without what the registry
+// took. Bytes up and down are those of blobs, from the registry's access log.
+package main

@@ -1,0 +1,318 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/sys/unix"
+
+	"hako/test/rig"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the flags.
+type options struct {
+	n                 int
+	small             bool
+	only, out, engine string
+	hakoArgs          string
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.IntVar(&o.n, "n", 5, "runs of each; the median counts")
+	f.BoolVar(&o.small, "small", false, "a tenth of the size, to see that all works")
+	f.StringVar(&o.only, "w", "", "only these workloads, such as W1,W4")
+	f.StringVar(&o.out, "o", "", "write the report to this file too")
+	f.StringVar(&o.engine, "engine", "both", "both, hako or buildkit")
+	f.StringVar(&o.hakoArgs, "hako-args", "", "more arguments for hako, separated by spaces")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if o.n < 1 || f.NArg() > 0 || !slices.Contains([]string{"both", "hako", "buildkit"}, o.engine) {
+		return o, errors.New("usage: bench [-n RUNS] [-small] [-w W1,W4] [-engine both|hako|buildkit] [-o FILE]")
+	}
+	return o, nil
+}
+
+// A bench is what all measurements share.
+type bench struct {
+	options  options
+	rig      *rig.Rig
+	podman   *rig.Podman
+	registry *registry
+	hakoArgs []string
+	shared   bool // the registry's files are on the filesystem of the builders
+}
+
+// A result is one run.
+type result struct {
+	wall    time.Duration
+	peaks   []int64 // resident set of each process, the greatest first
+	cgroup  int64   // all of the container with its page cache
+	disk    int64
+	layers  int64 // bytes of the layers that the build made
+	traffic traffic
+}
+
+// A row is one line of the report.
+type row struct {
+	name, what      string
+	memory          string
+	hako, buildkit  []result
+	fetch           []result // fetching and inflating the base
+	again           bool     // hako knew the base
+	target          float64
+	againstBuildKit bool
+}
+
+func run(ctx context.Context, args []string) error {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	b := &bench{options: o, hakoArgs: strings.Fields(o.hakoArgs)}
+	if err := b.start(ctx); err != nil {
+		return errors.Join(err, b.close())
+	}
+	rows, err := b.measure(ctx)
+	if err = errors.Join(err, b.close()); err != nil {
+		return err
+	}
+	text := b.report(ctx, rows)
+	fmt.Print(text)
+	if o.out != "" {
+		return os.WriteFile(o.out, []byte(text), 0o644)
+	}
+	return nil
+}
+
+func (b *bench) logf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+func (b *bench) start(ctx context.Context) error {
+	for _, program := range []string{"podman", "runc", "pigz", "curl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("%w: install the package %s", err, program)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root, for buildkitd and for podman with a pod's rights")
+	}
+	// buildkitd must know the registry's address before there is a registry,
+	// which needs the rig's tools.
+	host, err := freeAddress(ctx)
+	if err != nil {
+		return err
+	}
+	if b.rig, err = rig.Start(ctx, rig.Options{BuildKit: true, Hako: true, Registries: []string{host}}); err != nil {
+		return err
+	}
+	program, err := b.rig.Tool(ctx, "registry")
+	if err != nil {
+		return err
+	}
+	dir := b.rig.Cache("bench", "registry")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if b.registry, err = startRegistry(ctx, program, host, dir, b.rig.Dir); err != nil {
+		return err
+	}
+	var here, there unix.Stat_t
+	if err := errors.Join(unix.Stat(b.rig.Dir, &here), unix.Stat(dir, &there)); err != nil {
+		return err
+	}
+	b.shared = here.Dev == there.Dev
+	b.podman, err = b.rig.Podman(ctx)
+	return err
+}
+
+func (b *bench) close() error {
+	var errs []error
+	if b.registry != nil {
+		errs = append(errs, b.registry.stop())
+	}
+	if b.rig != nil {
+		errs = append(errs, b.rig.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// disk is what is in use, without the registry's share.
+func (b *bench) disk() int64 {
+	used := filesystemUsed(b.rig.Dir)
+	if b.shared {
+		used -= b.registry.used()
+	}
+	return used
+}
+
+// settle lets what came before reach the disk, so that nobody pays for another.
+func (b *bench) settle() { unix.Sync() }
+
+func (b *bench) measure(ctx context.Context) ([]row, error) {
+	s := fullSizes()
+	if b.options.small {
+		s = smallSizes()
+	}
+	bases := map[string]base{}
+	for repo, plan := range map[string]func() basePlan{
+		"busybox": func() basePlan { return basePlan{} },
+		s.repo:    func() basePlan { return planBase(s.entries, s.bytes) },
+	} {
+		var err error
+		if bases[repo], err = b.pushBase(ctx, repo, plan); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.registry.remember(); err != nil {
+		return nil, err
+	}
+	var rows []row
+	c := newContent()
+	for _, w := range workloads(b.registry.host, s) {
+		if b.options.only != "" && !slices.Contains(strings.Split(b.options.only, ","), w.name) {
+			continue
+		}
+		if err := b.writeContext(w, c); err != nil {
+			return nil, fmt.Errorf("write context of %s: %w", w.name, err)
+		}
+		more, err := b.workload(ctx, w, bases[w.base])
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
+	}
+	return rows, nil
+}
+
+// workload runs hako, BuildKit and, where that is the measure, the fetching of
+// the base in turn, and gives one row, or two where hako is run again with what
+// it has learned.
+func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error) {
+	first := row{name: w.name, what: w.what, memory: w.memory, target: w.target, againstBuildKit: !w.fetch}
+	again := row{name: w.name + " again", what: "the same with the base's index known", memory: w.memory, again: true}
+	for i := range b.options.n {
+		if w.fetch {
+			res, err := b.fetch(ctx, on)
+			if err != nil {
+				return nil, err
+			}
+			first.fetch = append(first.fetch, res)
+		}
+		if b.options.engine != "buildkit" {
+			if err := b.hakoRuns(ctx, w, on, &first, &again); err != nil {
+				return nil, err
+			}
+		}
+		if b.options.engine != "hako" {
+			res, err := b.once(ctx, w, on, "buildkit", b.buildkit)
+			if err != nil {
+				return nil, err
+			}
+			first.buildkit = append(first.buildkit, res)
+		}
+		b.logf("%s run %d: %s", w.name, i+1, latest(first, again))
+	}
+	if w.fetch && len(again.hako) > 0 {
+		return []row{first, again}, nil
+	}
+	return []row{first}, nil
+}
+
+func (b *bench) hakoRuns(ctx context.Context, w workload, on base, first, again *row) error {
+	if !w.fetch {
+		res, err := b.once(ctx, w, on, "hako", func(ctx context.Context, w workload, repo string) (result, error) {
+			return b.hako(ctx, w, repo, "")
+		})
+		first.hako = append(first.hako, res)
+		return err
+	}
+	state, err := os.MkdirTemp(b.rig.Dir, "state-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(state)
+	for _, r := range []*row{first, again} {
+		res, err := b.once(ctx, w, on, "hako", func(ctx context.Context, w workload, repo string) (result, error) {
+			return b.hako(ctx, w, repo, state)
+		})
+		if err != nil {
+			return err
+		}
+		r.hako = append(r.hako, res)
+	}
+	return nil
+}
+
+// once makes one run, into a repository that exists for it alone.
+func (b *bench) once(ctx context.Context, w workload, on base, tag string, build func(context.Context, workload, string) (result, error)) (result, error) {
+	repo := strings.ToLower(w.name) + "-" + tag
+	res, err := build(ctx, w, repo)
+	if err != nil {
+		return res, err
+	}
+	ref, err := name.NewTag(b.registry.host+"/"+repo+":"+tag, name.Insecure)
+	if err != nil {
+		return res, err
+	}
+	img, err := remote.Image(ref, remote.WithContext(ctx))
+	if err != nil {
+		return res, fmt.Errorf("read what %s has pushed: %w", tag, err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return res, err
+	}
+	if len(m.Layers) <= len(on.layers) {
+		return res, fmt.Errorf("%s, %s: the image has %d layers, its base %d", tag, w.name, len(m.Layers), len(on.layers))
+	}
+	for _, l := range m.Layers[len(on.layers):] {
+		res.layers += l.Size
+	}
+	return res, b.registry.forget(repo)
+}
+
+// fetch downloads and inflates a base's layers, one after another.
+func (b *bench) fetch(ctx context.Context, on base) (result, error) {
+	repo, _, _ := strings.Cut(strings.TrimPrefix(on.ref, b.registry.host+"/"), ":")
+	b.settle()
+	began := time.Now()
+	for _, l := range on.layers {
+		url := "http://" + b.registry.host + "/v2/" + repo + "/blobs/" + l.Digest.String()
+		cmd := exec.CommandContext(ctx, "sh", "-c", `curl -sSf "$1" | pigz -dc >/dev/null`, "sh", url)
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			return result{}, fmt.Errorf("fetch %s: %w: %s", filepath.Base(url), err, out)
+		}
+	}
+	return result{wall: time.Since(began)}, nil
+}

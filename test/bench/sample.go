@@ -1,0 +1,154 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A watch looks at a run while it goes on: the kernel keeps the high-water mark
+// of each process's memory, the watch that of the disk.
+type watch struct {
+	pids  func() []int
+	disk  func() int64
+	stop  chan struct{}
+	done  sync.WaitGroup
+	peaks map[int]int64 // pid → bytes
+	most  int64
+	first int64
+}
+
+// How often a watch looks. Memory is a high-water mark already, so looking
+// seldom loses only what a process took shortly before its end.
+const (
+	memoryEvery = 10 * time.Millisecond
+	diskEvery   = 100 * time.Millisecond
+)
+
+// watchRun starts a watch. pids lists whose memory counts, disk is how many
+// bytes are in use.
+func watchRun(pids func() []int, disk func() int64) *watch {
+	w := &watch{pids: pids, disk: disk, stop: make(chan struct{}), peaks: map[int]int64{}, first: disk()}
+	w.done.Go(func() { w.every(memoryEvery, w.memory) })
+	w.done.Go(func() { w.every(diskEvery, func() { w.most = max(w.most, w.disk()-w.first) }) })
+	return w
+}
+
+func (w *watch) every(d time.Duration, look func()) {
+	tick := time.NewTicker(d)
+	defer tick.Stop()
+	for {
+		look()
+		select {
+		case <-w.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *watch) memory() {
+	for _, pid := range w.pids() {
+		w.peaks[pid] = max(w.peaks[pid], highWater(pid))
+	}
+}
+
+// end stops the watch and returns each process's peak, the greatest first, and
+// the disk's.
+func (w *watch) end() (peaks []int64, disk int64) {
+	close(w.stop)
+	w.done.Wait()
+	peaks = slices.SortedFunc(maps.Values(w.peaks), func(a, b int64) int { return cmp.Compare(b, a) })
+	return peaks, w.most
+}
+
+// highWater is the most memory that a process has had resident.
+func highWater(pid int) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := bytes.Cut(status, []byte("VmHWM:"))
+	kb, _, _ := strings.Cut(strings.TrimSpace(string(rest[:min(len(rest), 40)])), " ")
+	n, _ := strconv.ParseInt(kb, 10, 64)
+	return n << 10
+}
+
+// resetHighWater makes a process's high-water mark what it has now (proc(5),
+// clear_refs).
+func resetHighWater(pid int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}
+
+// filesystemUsed is how much of dir's filesystem is in use.
+func filesystemUsed(dir string) int64 {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(dir, &s); err != nil {
+		return 0
+	}
+	return int64(s.Blocks-s.Bfree) * s.Bsize
+}
+
+// cgroupOf is a process's directory in the memory controller's hierarchy.
+func cgroupOf(pid int) string {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	unified := ""
+	for line := range strings.Lines(string(data)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if slices.Contains(strings.Split(parts[1], ","), "memory") {
+			return filepath.Join("/sys/fs/cgroup/memory", parts[2])
+		}
+		if parts[0] == "0" {
+			unified = filepath.Join("/sys/fs/cgroup", parts[2])
+		}
+	}
+	return unified
+}
+
+// cgroupPeak is the most memory that a cgroup has had, page cache included.
+func cgroupPeak(dir string) int64 {
+	for _, name := range []string{"memory.max_usage_in_bytes", "memory.peak"} {
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+			n, _ := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// processesOf lists a cgroup's processes that run the given program: hako's
+// own, not those of RUN.
+func processesOf(cgroup string, program os.FileInfo) []int {
+	data, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(data)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			continue
+		}
+		if info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && os.SameFile(info, program) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
