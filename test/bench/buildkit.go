@@ -42,8 +42,11 @@ func (b *bench) buildkit(ctx context.Context, w workload, repo string) (result, 
 // prune makes buildkitd forget all and waits until it has: contents go after
 // the command has ended.
 func (b *bench) prune(ctx context.Context) error {
-	if out, err := b.rig.Buildctl(ctx, "prune", "--all").CombinedOutput(); err != nil {
-		return fmt.Errorf("prune: %w: %s", err, tail(out))
+	// The history of builds keeps their results from being pruned.
+	for _, args := range [][]string{{"prune-histories"}, {"prune", "--all"}} {
+		if out, err := b.rig.Buildctl(ctx, args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", args[0], err, tail(out))
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
