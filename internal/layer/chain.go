@@ -57,7 +57,8 @@ func newChain(ctx context.Context, layers []*Layer) (*chain, error) {
 		c.levels[len(layers)-1-i] = level{layer: l, idx: x}
 	}
 	// Entries below a directory that a tar only implies go where that name
-	// leads in the layers below, which may be through a link; bottom first.
+	// leads in the layers below, which may be through a link; bottom first. So
+	// do entries below a link of their own layer.
 	for i := len(c.levels) - 1; i >= 0; i-- {
 		if !c.levels[i].idx.implied {
 			continue
@@ -372,10 +373,14 @@ func (c *chain) Open(p string) (io.ReadCloser, error) {
 // directories lie where these names lead in the levels below. It returns the
 // index itself if nothing moves, which is nearly always so.
 func (c *chain) followImplied(i int) (*index, error) {
-	x, b := c.levels[i].idx, c.below(i)
+	x := c.levels[i].idx
+	b, err := c.ground(i)
+	if err != nil {
+		return nil, err
+	}
 	moved := map[string]string{} // implied directory → where it is
 	for k := range x.count {
-		if kind(x.raw(k)[0])&implied == 0 {
+		if kind(x.raw(k)[0])&implied == 0 && !x.passes(k) {
 			continue
 		}
 		p := string(x.path(k))
@@ -396,31 +401,107 @@ func (c *chain) followImplied(i int) (*index, error) {
 		if err != nil {
 			return nil, err
 		}
-		if to, ok := moved[r.Path]; ok && r.kind&implied != 0 {
-			if r.kind&(whiteout|opaque) == 0 {
-				continue // the place itself exists below
+		to, ok := moved[r.Path]
+		switch up, below := moved[tree.Parent(r.Path)]; {
+		case ok && r.kind&implied != 0:
+			if r.kind&whiteout != 0 { // is about the name, not where it leads
+				if err := nb.add(&record{Entry: tree.Entry{Path: r.Path}, kind: whiteout}); err != nil {
+					return nil, err
+				}
 			}
 			r.Path = to
-		} else if to, ok := moved[tree.Parent(r.Path)]; ok {
+			r.kind &^= whiteout
+		case below:
 			if r.kind&present != 0 && r.Mode.IsDir() {
-				moved[r.Path] = tree.Join(to, tree.Base(r.Path))
+				moved[r.Path] = tree.Join(up, tree.Base(r.Path))
 			}
-			r.Path = tree.Join(to, tree.Base(r.Path))
+			r.Path = tree.Join(up, tree.Base(r.Path))
+		}
+		if r.kind&implied != 0 {
+			// The builder implies it again, if it is still needed there.
+			r = record{Entry: tree.Entry{Path: r.Path}, kind: r.kind & (whiteout | opaque)}
+		}
+		if r.kind == 0 {
+			continue
 		}
 		if err := nb.add(&r); err != nil {
 			return nil, err
 		}
 	}
-	var w sliceWriter
-	if err := nb.finish(&w, nil); err != nil {
-		return nil, err
-	}
-	y, err := parseIndex(w)
+	y, err := nb.index()
 	if err != nil {
 		return nil, err
 	}
 	y.points = x.points
 	return y, nil
+}
+
+// ground returns what level i is unpacked onto, as far as names can lead
+// through it: the levels under it without what it deletes, with the directories
+// that it has entries for and the links that its own entries pass through.
+func (c *chain) ground(i int) (*chain, error) {
+	x, b := c.levels[i].idx, c.below(i)
+	nb := &indexBuilder{}
+	for k := 0; k < x.count; {
+		r, err := x.record(k)
+		if err != nil {
+			return nil, err
+		}
+		next := k + 1
+		switch {
+		case r.kind&implied != 0:
+			to, err := tree.Resolve(b, r.Path, true)
+			if err != nil || to != r.Path && r.kind&whiteout == 0 {
+				// What is below must not make it a directory here: where it
+				// leads is the question.
+				next = x.skip(k, r.Path)
+			}
+			r = record{Entry: tree.Entry{Path: r.Path}, kind: r.kind & whiteout}
+		case x.passes(k):
+			next = x.skip(k, r.Path)
+		case r.kind&present == 0 || !r.Mode.IsDir():
+			r = record{Entry: tree.Entry{Path: r.Path}, kind: r.kind & whiteout}
+		}
+		k = next
+		if r.kind == 0 {
+			continue
+		}
+		if err := nb.add(&r); err != nil {
+			return nil, err
+		}
+	}
+	y, err := nb.index()
+	if err != nil {
+		return nil, err
+	}
+	return &chain{levels: append([]level{{idx: y}}, b.levels...), scopes: make(map[string]scope)}, nil
+}
+
+// passes tells whether record k is a link that entries of its own layer lie below.
+func (x *index) passes(k int) bool {
+	if k+1 >= x.count || kind(x.raw(k)[0])&present == 0 || !within(x.path(k+1), string(x.path(k))) {
+		return false
+	}
+	r, err := x.record(k)
+	if err != nil || !r.Mode.IsSymlink() {
+		return false
+	}
+	for k++; k < x.count && within(x.path(k), r.Path); k++ {
+		// Deletions below a link are about a directory that it replaces.
+		if d := kind(x.raw(k)[0]); d&lowlink != 0 || d&present != 0 && d&implied == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// index returns what was collected without storing it.
+func (b *indexBuilder) index() (*index, error) {
+	var w sliceWriter
+	if err := b.finish(&w, nil); err != nil {
+		return nil, err
+	}
+	return parseIndex(w)
 }
 
 type sliceWriter []byte

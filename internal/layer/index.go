@@ -33,14 +33,15 @@ type index struct {
 	count  int
 	posAt  int // where the table of positions starts
 	points []gz.Checkpoint
-	// implied tells whether any directory is only implied by what lies below it.
+	// implied tells whether any directory is only implied by what lies below it,
+	// or is a link.
 	implied bool
 	// lowlinks tells whether there are hard links to files of lower layers.
 	lowlinks bool
 }
 
 const (
-	indexMagic  = "hakoidx2"
+	indexMagic  = "hakoidx3"
 	footerSize  = 6 * 8
 	maxNameSize = 1 << 16 // longer names in a record mean a broken index
 )
@@ -312,6 +313,16 @@ func (x *index) get(p string) (record, bool, error) {
 	return r, err == nil, err
 }
 
+// deletes tells whether the layer has whiteouts.
+func (x *index) deletes() bool {
+	for i := range x.count {
+		if kind(x.raw(i)[0])&(whiteout|opaque) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // skip returns the position of the first record from i on that is not p or below it.
 func (x *index) skip(i int, p string) int {
 	if i < x.count && !within(x.path(i), p) {
@@ -374,16 +385,6 @@ func (b *indexBuilder) path(n int) []byte {
 	return d.bytes()
 }
 
-// hasBelow tells whether an entry at p or below it was added.
-func (b *indexBuilder) hasBelow(p string) bool {
-	for n := range b.pos {
-		if within(b.path(n), p) && kind(b.buf[b.pos[n]])&(present|lowlink) != 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // finish sorts the records, binds hard links, fills in implied directories and
 // writes the index to w.
 func (b *indexBuilder) finish(w io.Writer, points []gz.Checkpoint) error {
@@ -400,6 +401,7 @@ func (b *indexBuilder) finish(w io.Writer, points []gz.Checkpoint) error {
 	}
 	out := indexWriter{w: w}
 	out.write([]byte(indexMagic))
+	var link string // the link written last
 	var last string // path of the last directory chain written, for implied parents
 	for i := 0; i < len(order); {
 		j := i + 1
@@ -417,6 +419,11 @@ func (b *indexBuilder) finish(w io.Writer, points []gz.Checkpoint) error {
 			b.implied = true
 		}
 		if b.implyParents(&out, last, r.Path) {
+			b.implied = true
+		}
+		if r.kind&present != 0 && r.Mode.IsSymlink() {
+			link = r.Path
+		} else if link != "" && r.kind&(present|lowlink) != 0 && tree.Within(r.Path, link) {
 			b.implied = true
 		}
 		b.low = b.low || r.kind&lowlink != 0
@@ -459,6 +466,8 @@ func (b *indexBuilder) merge(same []int, groups map[int]int) (record, error) {
 				}
 				r.Path = p
 				r.group = uint64(t) + 1
+			} else if to, ok := b.links[n]; ok {
+				r.linkTo = to
 			}
 		} else if g, ok := groups[n]; ok {
 			r.group = uint64(g) + 1
@@ -502,7 +511,10 @@ func (b *indexBuilder) bindLinks(order []int) (map[int]int, error) {
 		if _, isLink := b.links[found]; isLink {
 			t, ok := bound[found]
 			if !ok {
-				continue // a link to a link to a lower layer: finds the same file there
+				// A link to a link to a lower layer. Its own target may be
+				// something else there, so it takes over the other's.
+				b.links[n] = b.links[found]
+				continue
 			}
 			found = t
 		}

@@ -249,6 +249,9 @@ type scanner struct {
 	build *indexBuilder // nil: the index is known
 	known *index
 	n     int64 // bytes of the tar read so far
+	// made holds the names made so far and their parents; nil if there is no
+	// deletion yet that could be about them.
+	made map[string]bool
 }
 
 // Read counts, so that a file's offset in the tar is known.
@@ -259,6 +262,9 @@ func (s *scanner) Read(p []byte) (int, error) {
 }
 
 func (s *scanner) run() error {
+	if s.dst != nil && s.known != nil && s.known.deletes() {
+		s.made = make(map[string]bool)
+	}
 	tr := tar.NewReader(s)
 	for {
 		if err := s.ctx.Err(); err != nil {
@@ -319,13 +325,28 @@ func (s *scanner) marker(m marker, p string) error {
 	return s.build.add(&record{Entry: tree.Entry{Path: p}, kind: k})
 }
 
-// ours tells whether this layer has made p, or something below it.
+// ours tells whether this layer has made p, or something below it, so far.
 func (s *scanner) ours(p string) bool {
-	if s.build != nil {
-		return s.build.hasBelow(p)
+	if s.made == nil {
+		// The first deletion: most layers have none, and need no such table.
+		s.made = make(map[string]bool)
+		for n := range s.build.pos {
+			if kind(s.build.buf[s.build.pos[n]])&(present|lowlink) != 0 {
+				s.note(string(s.build.path(n)))
+			}
+		}
 	}
-	i := s.known.search(p)
-	return i < s.known.count && within(s.known.path(i), p)
+	return s.made[p]
+}
+
+// note remembers that the layer has made p, if that can matter.
+func (s *scanner) note(p string) {
+	if s.made == nil {
+		return
+	}
+	for ; p != "" && !s.made[p]; p = tree.Parent(p) {
+		s.made[p] = true
+	}
 }
 
 func (s *scanner) hardLink(h *tar.Header, name string) error {
@@ -338,6 +359,7 @@ func (s *scanner) hardLink(h *tar.Header, name string) error {
 			return fmt.Errorf("link /%s to /%s: %w", name, target, err)
 		}
 	}
+	s.note(name)
 	if s.build == nil {
 		return nil
 	}
@@ -358,6 +380,7 @@ func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
 			return fmt.Errorf("unpack /%s: %w", e.Path, err)
 		}
 	}
+	s.note(e.Path)
 	if s.build == nil {
 		return nil
 	}

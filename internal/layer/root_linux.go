@@ -77,13 +77,23 @@ func (r *Root) flush() {
 	}
 }
 
+// forgetTimes drops the times of p and of what is below it, which was removed:
+// they must not go to what a link in its place leads to.
+func (r *Root) forgetTimes(p string) {
+	for q := range r.times {
+		if tree.Within(q, p) {
+			delete(r.times, q)
+		}
+	}
+}
+
 // setTimes gives directories their recorded times; it comes last, because every
 // entry made in a directory changes its mtime.
 func (r *Root) setTimes() error {
 	for p, t := range r.times {
 		fd, err := r.open(p)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			continue // deleted by a later layer
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // deleted or replaced by a later layer
 		}
 		if err != nil {
 			return fmt.Errorf("set times of /%s: %w", p, err)
@@ -178,6 +188,10 @@ func (r *Root) makeDir(p string, depth int) error {
 	}
 	defer unix.Close(up)
 	err = unix.Mkdirat(up, tree.Base(p), 0o755)
+	if err == nil {
+		// The umask takes bits away, and a setgid parent adds one.
+		return unix.Fchmodat(up, tree.Base(p), 0o755, 0)
+	}
 	if err != unix.EEXIST {
 		return err
 	}
@@ -295,10 +309,9 @@ func (r *Root) put(e *tree.Entry, content io.Reader) error {
 	if err := removeAll(up, name); err != nil {
 		return fmt.Errorf("replace: %w", err)
 	}
-	r.flush()
-	if up, err = r.dir(tree.Parent(e.Path), true); err != nil {
-		return err
-	}
+	// Not resolved again: what was removed may be the link that led here.
+	defer r.flush()
+	r.forgetTimes(e.Path)
 	return r.make(up, name, e, content)
 }
 
@@ -461,6 +474,8 @@ func (r *Root) link(p, to string) error {
 	if err := removeAll(up, tree.Base(p)); err != nil {
 		return err
 	}
+	defer r.flush()
+	r.forgetTimes(p)
 	return unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)
 }
 
@@ -475,24 +490,37 @@ func (r *Root) remove(p string, childrenOnly bool, keep func(string) bool) error
 	if r.Skip != nil && r.Skip(p) {
 		return nil
 	}
-	up, err := r.dir(tree.Parent(p), false)
-	if err == unix.ENOENT || err == unix.ENOTDIR {
+	defer r.flush()
+	if childrenOnly {
+		// Like every name in a layer that has no entry itself, the directory may
+		// be reached through links, and is made if it is not there.
+		fd, err := r.dir(p, true)
+		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return removeExcept(fd, ".", p, keep)
+	}
+	up, err := r.dir(tree.Parent(p), true)
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer r.flush()
-	if !childrenOnly && (keep == nil || !keep(p)) {
+	if keep == nil || !keep(p) {
+		r.forgetTimes(p)
 		return removeAll(up, tree.Base(p))
 	}
-	return removeExcept(up, p, keep)
+	return removeExcept(up, tree.Base(p), p, keep)
 }
 
-// removeExcept empties the directory p, whose parent is open, of all that keep
-// does not claim.
-func removeExcept(up int, p string, keep func(string) bool) error {
-	names, fd, err := openNames(up, tree.Base(p))
+// removeExcept empties the directory p, which is name in the open directory up,
+// of all that keep does not claim.
+func removeExcept(up int, name, p string, keep func(string) bool) error {
+	names, fd, err := openNames(up, name)
 	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 		return nil
 	}
@@ -503,7 +531,7 @@ func removeExcept(up int, p string, keep func(string) bool) error {
 	for _, n := range names {
 		child := tree.Join(p, n)
 		if keep != nil && keep(child) {
-			err = removeExcept(fd, child, keep)
+			err = removeExcept(fd, n, child, keep)
 		} else {
 			err = removeAll(fd, n)
 		}
