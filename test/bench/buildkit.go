@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 )
@@ -31,7 +32,10 @@ func (b *bench) buildkit(ctx context.Context, w workload, repo string) (result, 
 	began := time.Now()
 	log, err := cmd.CombinedOutput()
 	res := result{wall: time.Since(began)}
-	res.peaks, res.disk = watch.end()
+	watch.end(&res)
+	if b.options.verbose {
+		fmt.Fprintf(os.Stderr, "%s\n", log)
+	}
 	if err != nil {
 		return result{}, fmt.Errorf("buildkit, %s: %w:\n%s", w.name, err, tail(log))
 	}

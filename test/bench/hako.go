@@ -56,8 +56,11 @@ func (b *bench) hako(ctx context.Context, w workload, repo, state string) (_ res
 	if err != nil {
 		return result{}, err
 	}
+	log, _ := os.ReadFile(logPath)
+	if b.options.verbose {
+		fmt.Fprintf(os.Stderr, "%s\n", log)
+	}
 	if code != "0" {
-		log, _ := os.ReadFile(logPath)
 		return result{}, fmt.Errorf("hako, %s: exit code %s:\n%s", w.name, code, tail(log))
 	}
 	return res, nil
@@ -92,12 +95,12 @@ func (b *bench) letGo(ctx context.Context, id string) (result, error) {
 	watch := watchRun(func() []int { return processesOf(cgroup, program) }, b.disk)
 	began := time.Now()
 	if out, err := exec.CommandContext(ctx, "runc", "start", id).CombinedOutput(); err != nil {
-		watch.end()
+		watch.end(&result{})
 		return result{}, fmt.Errorf("runc start: %w: %s", err, out)
 	}
 	peak, err := wait(ctx, fd, func() int64 { return cgroupPeak(cgroup) })
 	res := result{wall: time.Since(began), cgroup: peak}
-	res.peaks, res.disk = watch.end()
+	watch.end(&res)
 	if err != nil {
 		return result{}, err
 	}

@@ -39,7 +39,7 @@ func main() {
 // options are the flags.
 type options struct {
 	n                 int
-	small             bool
+	small, verbose    bool
 	only, out, engine string
 	hakoArgs          string
 }
@@ -49,6 +49,7 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.n, "n", 5, "runs of each; the median counts")
 	f.BoolVar(&o.small, "small", false, "a tenth of the size, to see that all works")
+	f.BoolVar(&o.verbose, "v", false, "show what the builders say")
 	f.StringVar(&o.only, "w", "", "only these workloads, such as W1,W4")
 	f.StringVar(&o.out, "o", "", "write the report to this file too")
 	f.StringVar(&o.engine, "engine", "both", "both, hako or buildkit")
@@ -74,12 +75,12 @@ type bench struct {
 
 // A result is one run.
 type result struct {
-	wall    time.Duration
-	peaks   []int64 // resident set of each process, the greatest first
-	cgroup  int64   // all of the container with its page cache
-	disk    int64
-	layers  int64 // bytes of the layers that the build made
-	traffic traffic
+	wall           time.Duration
+	engine, others int64 // resident set of the biggest process and of those beside it
+	cgroup         int64 // all of the container with its page cache
+	disk           int64
+	layers         int64 // bytes of the layers that the build made
+	traffic        traffic
 }
 
 // A row is one line of the report.

@@ -50,24 +50,8 @@ func layersMB(r result) float64  { return float64(r.layers) / 1e6 }
 func downMB(r result) float64    { return float64(r.traffic.down) / 1e6 }
 func upMB(r result) float64      { return float64(r.traffic.up) / 1e6 }
 
-// sumMiB is the memory of all processes, each at its worst.
-func sumMiB(r result) float64 {
-	var sum int64
-	for _, p := range r.peaks {
-		sum += p
-	}
-	return float64(sum) / (1 << 20)
-}
-
-// peak is the memory of the process with the i-th most.
-func peak(i int) func(result) float64 {
-	return func(r result) float64 {
-		if i >= len(r.peaks) {
-			return 0
-		}
-		return float64(r.peaks[i]) / (1 << 20)
-	}
-}
+func engineMiB(r result) float64 { return float64(r.engine) / (1 << 20) }
+func othersMiB(r result) float64 { return float64(r.others) / (1 << 20) }
 
 func latest(rows ...row) string {
 	var parts []string
@@ -78,7 +62,7 @@ func latest(rows ...row) string {
 		}{{"fetch", r.fetch}, {"hako", r.hako}, {"BuildKit", r.buildkit}} {
 			if n := len(runs.list); n > 0 {
 				l := runs.list[n-1]
-				parts = append(parts, fmt.Sprintf("%s %.2f s %.0f MiB", runs.name, l.wall.Seconds(), sumMiB(l)))
+				parts = append(parts, fmt.Sprintf("%s %.2f s %.0f MiB", runs.name, l.wall.Seconds(), engineMiB(l)+othersMiB(l)))
 			}
 		}
 	}
@@ -140,9 +124,8 @@ func yes(b bool) string {
 }
 
 func (r row) costs() string {
-	others := greatest(r.hako, func(x result) float64 { return sumMiB(x) - peak(0)(x) })
 	return fmt.Sprintf("| %s | %.0f + %.0f | %.0f | %.0f | %.0f | %.0f | %s | %s | %s | %s |\n", r.name,
-		greatest(r.hako, peak(0)), others, greatest(r.hako, cgroupMiB), greatest(r.buildkit, peak(0)),
+		greatest(r.hako, engineMiB), greatest(r.hako, othersMiB), greatest(r.hako, cgroupMiB), greatest(r.buildkit, engineMiB),
 		greatest(r.hako, diskMB), greatest(r.buildkit, diskMB), megabytes(median(r.hako, layersMB)), megabytes(median(r.buildkit, layersMB)),
 		megabytes(median(r.hako, downMB))+" / "+megabytes(median(r.hako, upMB)),
 		megabytes(median(r.buildkit, downMB))+" / "+megabytes(median(r.buildkit, upMB)))

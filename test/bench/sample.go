@@ -7,9 +7,7 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,13 +21,14 @@ import (
 // A watch looks at a run while it goes on: the kernel keeps the high-water mark
 // of each process's memory, the watch that of the disk.
 type watch struct {
-	pids  func() []int
-	disk  func() int64
-	stop  chan struct{}
-	done  sync.WaitGroup
-	peaks map[int]int64 // pid → bytes
-	most  int64
-	first int64
+	pids   func() []int
+	disk   func() int64
+	stop   chan struct{}
+	done   sync.WaitGroup
+	engine int64 // most memory of one process
+	others int64 // most memory of those beside it, at a time
+	most   int64
+	first  int64
 }
 
 // How often a watch looks. Memory is a high-water mark already, so looking
@@ -42,7 +41,7 @@ const (
 // watchRun starts a watch. pids lists whose memory counts, disk is how many
 // bytes are in use.
 func watchRun(pids func() []int, disk func() int64) *watch {
-	w := &watch{pids: pids, disk: disk, stop: make(chan struct{}), peaks: map[int]int64{}, first: disk()}
+	w := &watch{pids: pids, disk: disk, stop: make(chan struct{}), first: disk()}
 	w.done.Go(func() { w.every(memoryEvery, w.memory) })
 	w.done.Go(func() { w.every(diskEvery, func() { w.most = max(w.most, w.disk()-w.first) }) })
 	return w
@@ -62,18 +61,19 @@ func (w *watch) every(d time.Duration, look func()) {
 }
 
 func (w *watch) memory() {
+	var sum, most int64
 	for _, pid := range w.pids() {
-		w.peaks[pid] = max(w.peaks[pid], highWater(pid))
+		n := highWater(pid)
+		sum, most = sum+n, max(most, n)
 	}
+	w.engine, w.others = max(w.engine, most), max(w.others, sum-most)
 }
 
-// end stops the watch and returns each process's peak, the greatest first, and
-// the disk's.
-func (w *watch) end() (peaks []int64, disk int64) {
+// end stops the watch and puts what it saw into a result.
+func (w *watch) end(r *result) {
 	close(w.stop)
 	w.done.Wait()
-	peaks = slices.SortedFunc(maps.Values(w.peaks), func(a, b int64) int { return cmp.Compare(b, a) })
-	return peaks, w.most
+	r.engine, r.others, r.disk = w.engine, w.others, w.most
 }
 
 // highWater is the most memory that a process has had resident.
