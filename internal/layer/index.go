@@ -182,6 +182,9 @@ func decodeRecord(b []byte) (record, error) {
 			r.off = int64(d.uvarint())
 			r.Digest = decodeHex(&d)
 		}
+		if r.Size < 0 || r.off < 0 {
+			d.err = errBadIndex
+		}
 	case r.Mode.IsSymlink():
 		r.Link = string(d.bytes())
 	case r.Mode.IsDevice():
@@ -273,6 +276,9 @@ func parseIndex(data []byte) (*index, error) {
 		if w := d.bytes(); len(w) > 0 {
 			p.Window = w
 		}
+		if last := len(x.points) - 1; p.In < 0 || p.Out < 0 || p.Bits > 7 || last >= 0 && p.Out < x.points[last].Out {
+			return nil, errBadIndex
+		}
 		x.points = append(x.points, p)
 	}
 	return x, d.err
@@ -283,8 +289,8 @@ func (x *index) close() error { return x.unmap() }
 // raw returns the encoded record i in path order.
 func (x *index) raw(i int) []byte {
 	pos := binary.LittleEndian.Uint32(x.data[x.posAt+4*i:])
-	if int(pos) > x.posAt {
-		return nil
+	if int64(pos) >= int64(x.posAt) {
+		return []byte{0} // broken: a record that does nothing, and does not decode
 	}
 	return x.data[pos:x.posAt]
 }

@@ -294,6 +294,8 @@ func (s *scanner) header(h *tar.Header, tr *tar.Reader) error {
 		return nil
 	case deleteMarker, opaqueMarker:
 		return s.marker(m, p)
+	case badMarker:
+		return fmt.Errorf("entry %q would delete a directory that it is in", h.Name)
 	case noMarker:
 	}
 	switch h.Typeflag {

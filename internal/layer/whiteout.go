@@ -28,6 +28,7 @@ const (
 	deleteMarker        // the path is deleted
 	opaqueMarker        // the directory's lower content is hidden
 	metaMarker          // to be ignored
+	badMarker           // deletes no name, but a directory itself or its parent: an attack
 )
 
 // parseMarker splits the whiteouts from the entries of a layer; p is the path
@@ -44,6 +45,8 @@ func parseMarker(name string) (m marker, p string) {
 	switch {
 	case base == opaqueName:
 		return opaqueMarker, tree.Parent(name)
+	case base == whiteoutPrefix || base == whiteoutPrefix+"." || base == whiteoutPrefix+"..":
+		return badMarker, name
 	case strings.HasPrefix(base, whiteoutPrefix):
 		return deleteMarker, tree.Join(tree.Parent(name), base[len(whiteoutPrefix):])
 	}
