@@ -201,7 +201,7 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	// From here on no command runs: what was parked comes back before anything
 	// is written outside.
 	b.solver.Close()
-	if err := b.room.close(); err != nil {
+	if err := b.room.putBack(); err != nil {
 		return nil, err
 	}
 	return b.outputs.export(ctx, conv, refs)

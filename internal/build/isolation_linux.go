@@ -112,7 +112,17 @@ func (r *room) need(paths []string) {
 	r.needs = append(r.needs, paths...)
 }
 
-// close puts the container back.
+// putBack puts the container back; no command can be run after that.
+func (r *room) putBack() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.box == nil {
+		return nil
+	}
+	return r.box.PutBack()
+}
+
+// close puts the container back if that was not done, and cleans up.
 func (r *room) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

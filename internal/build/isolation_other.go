@@ -28,6 +28,7 @@ func (r *room) possible() error {
 
 func (r *room) start(context.Context) (ops.Sandbox, error) { return nil, r.possible() }
 func (r *room) need([]string)                              {}
+func (r *room) putBack() error                             { return nil }
 func (r *room) close() error                               { return nil }
 
 func workDir(opt *Options) string {

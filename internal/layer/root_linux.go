@@ -564,8 +564,13 @@ func openNames(up int, name string) ([]string, int, error) {
 }
 
 // removeAll deletes name in the open directory up, whatever it is, without
-// following links or entering mounts.
-func removeAll(up int, name string) error {
+// following links.
+func removeAll(up int, name string) error { return remover{}.all(up, name) }
+
+// A remover deletes trees; stop, if set, makes it give up with its error.
+type remover struct{ stop func() error }
+
+func (r remover) all(up int, name string) error {
 	err := unix.Unlinkat(up, name, 0)
 	switch err {
 	case nil, unix.ENOENT:
@@ -580,7 +585,10 @@ func removeAll(up int, name string) error {
 	}
 	defer unix.Close(fd)
 	for _, n := range names {
-		if err := removeAll(fd, n); err != nil {
+		if r.stop != nil && r.stop() != nil {
+			return r.stop()
+		}
+		if err := r.all(fd, n); err != nil {
 			return err
 		}
 	}
@@ -591,7 +599,15 @@ func removeAll(up int, name string) error {
 func RemoveAt(up int, name string) error { return removeAll(up, name) }
 
 // RemoveAll deletes the tree at path without following links.
-func RemoveAll(path string) error {
+func RemoveAll(path string) error { return removeTree(path, remover{}) }
+
+// RemoveAllUntil does the same, and stops when ctx ends: for what may as well be
+// left.
+func RemoveAllUntil(ctx context.Context, path string) error {
+	return removeTree(path, remover{stop: ctx.Err})
+}
+
+func removeTree(path string, r remover) error {
 	up, err := unix.Open(tree.Parent(path)+"/.", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return nil
@@ -600,5 +616,5 @@ func RemoveAll(path string) error {
 		return err
 	}
 	defer unix.Close(up)
-	return removeAll(up, tree.Base(path))
+	return r.all(up, tree.Base(path))
 }

@@ -63,8 +63,12 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 		return nil, err
 	}
 	sb.Ran(base, l)
-	in.logf(dgst, "%d files looked at in %.2fs, %d changed · layer %s · peak memory %s",
-		res.Looked, res.Scan.Seconds(), res.Changed, units.HumanSize(float64(l.Descriptor().Size)), units.BytesSize(float64(res.PeakRSS)))
+	memory := ""
+	if res.PeakRSS > 0 {
+		memory = " · peak memory " + units.BytesSize(float64(res.PeakRSS))
+	}
+	in.logf(dgst, "%d files looked at in %.2fs, %d changed · layer %s%s",
+		res.Looked, res.Scan.Seconds(), res.Changed, units.HumanSize(float64(l.Descriptor().Size)), memory)
 	return execOutputs(op, inputs, appendLayer(base, l))
 }
 

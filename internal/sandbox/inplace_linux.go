@@ -171,7 +171,13 @@ func Restore(work string) error {
 		return err
 	}
 	defer l.close()
-	return l.restore()
+	if err := l.restore(); err != nil {
+		return err
+	}
+	if os.Getpid() != 1 {
+		cleanWork(work)
+	}
+	return nil
 }
 
 // Prefetch begins to assemble the root of ref, which a Run will need.
@@ -181,18 +187,27 @@ func (s *InPlace) Prefetch(ref *layer.Ref) { s.pool.prefetch(ref.Layers) }
 // unpacked for is assembled; nil if there is none.
 func (s *InPlace) Assembling(l *layer.Layer) <-chan struct{} { return s.pool.assembling(l) }
 
-// Close puts the container back as it was and ends what was prefetched.
-func (s *InPlace) Close() error {
+// PutBack ends what was prefetched and puts the container back as it was. No
+// command can be run after that.
+func (s *InPlace) PutBack() error {
 	err := s.pool.close()
 	if s.parked {
 		if rerr := s.lot.restore(); rerr != nil {
-			err = rerr
+			return rerr
 		}
+		s.parked = false
 	}
 	if s.shm != "" {
 		_ = os.RemoveAll(s.shm)
 	}
-	// As PID 1 the container ends with us, and its files with it.
+	return err
+}
+
+// Close puts the container back if that was not done, and deletes the roots.
+func (s *InPlace) Close() error {
+	err := s.PutBack()
+	// If the supervisor is PID 1, the container ends with us, and its files with
+	// it: deleting them one by one would only take time.
 	if os.Getppid() != 1 {
 		cleanWork(s.work)
 	}
@@ -457,7 +472,7 @@ func (s *InPlace) uninstall() error {
 		return fmt.Errorf("remove the last root: %w", err)
 	}
 	s.live = nil
-	s.pool.background(func() { _ = layer.RemoveAll(trash) })
+	s.pool.background(func(ctx context.Context) { _ = layer.RemoveAllUntil(ctx, trash) })
 	return nil
 }
 

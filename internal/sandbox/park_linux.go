@@ -282,19 +282,14 @@ func dot(p string) string {
 	return p
 }
 
-// clear moves what an image or a command left in / out of the way.
+// clear moves what an image or a command left in / out of the way. Deleting it
+// is for later: it takes long for a large root.
 func (l *lot) clear() error {
 	trash, err := os.MkdirTemp(l.work, trashName)
 	if err != nil {
 		return err
 	}
-	if err := l.sweep(trash); err != nil {
-		return err
-	}
-	// Everything below trash was made in this container: deleting it is slow
-	// for a large root but cannot touch a mount, which never moves.
-	_ = layer.RemoveAll(trash)
-	return nil
+	return l.sweep(trash)
 }
 
 // sweep moves everything in / that does not stay into the directory to.

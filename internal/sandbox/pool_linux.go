@@ -66,9 +66,9 @@ func ignoreCanceled(err error) error {
 	return err
 }
 
-// background runs fn until it ends; close waits for it.
-func (p *pool) background(fn func()) {
-	p.g.Go(func() error { fn(); return nil })
+// background runs fn; close tells it to stop and waits for it.
+func (p *pool) background(fn func(ctx context.Context)) {
+	p.g.Go(func() error { fn(p.ctx); return nil })
 }
 
 // prefetch begins to assemble layers, or puts that off until there is room.

@@ -127,7 +127,7 @@ func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err err
 	}
 	var peak int64
 	if ru, ok := st.SysUsage().(*syscall.Rusage); ok {
-		peak = ru.Maxrss << 10
+		peak = aboveOurs(ru.Maxrss) << 10
 	}
 	ws, _ := st.Sys().(syscall.WaitStatus)
 	e := &ExitError{Code: ws.ExitStatus(), PeakRSS: peak, Took: time.Since(start)}
@@ -147,6 +147,17 @@ func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err err
 		e.Limit = memoryLimit()
 	}
 	return peak, e
+}
+
+// aboveOurs returns kib if that is more than this process itself ever had
+// resident, else 0: the kernel counts what the command's process shared with us
+// between fork and exec.
+func aboveOurs(kib int64) int64 {
+	var ru unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &ru) != nil || kib <= ru.Maxrss {
+		return 0
+	}
+	return kib
 }
 
 // startError explains why a command could not even start; 126 and 127 are what
