@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"hako/internal/ops"
 	"hako/internal/sandbox"
 )
@@ -38,7 +40,7 @@ func (r *room) possible() error {
 	if err := sandbox.Possible(r.work()); err != nil {
 		return &NoSandboxError{
 			Why:    err.Error(),
-			Remedy: []string{"securityContext.runAsUser: 0 (default capabilities)", "a writable root file system (readOnlyRootFilesystem: false)"},
+			Remedy: remedies(err),
 		}
 	}
 	if !inContainer(r.opt.Env) && !r.opt.Force {
@@ -57,6 +59,20 @@ func (r *room) possible() error {
 		}
 	}
 	return nil
+}
+
+// remedies are the settings of a pod that help against an error of
+// sandbox.Possible. Any one of them has to be enough.
+func remedies(err error) []string {
+	switch {
+	case os.Geteuid() != 0:
+		return []string{"securityContext.runAsUser: 0 (with default capabilities)"}
+	case errors.Is(err, unix.EROFS):
+		return []string{"securityContext.readOnlyRootFilesystem: false"}
+	case errors.Is(err, unix.EPERM):
+		return []string{"securityContext.capabilities: default ones (drop none)"}
+	}
+	return []string{"a work directory on the root file system: mount no volume there, or name another with --work-dir"}
 }
 
 // inContainer tells whether there is a sign of a container.

@@ -248,3 +248,12 @@ func frontendOpts(opt *Options, c *contexts) (map[string]string, error) {
 	}
 	return o, nil
 }
+
+// RegistryClient returns a client for registries outside of a build.
+func RegistryClient(r Registry, env Env) (*registry.Client, error) {
+	n, err := openNetwork(env)
+	if err != nil {
+		return nil, err
+	}
+	return openRegistry(&Options{Registry: r, Env: env}, n, nil, nil)
+}

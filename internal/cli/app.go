@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -43,8 +44,8 @@ type App struct {
 	Build Runner
 	// Diff compares two images and reports whether they are equal.
 	Diff func(ctx context.Context, opt DiffOptions) (equal bool, err error)
-	// Doctor prints what this place allows.
-	Doctor func(ctx context.Context, opt build.Options) error
+	// Doctor finds out what this place allows.
+	Doctor func(ctx context.Context, opt build.Options) (*build.Diagnosis, error)
 	// Restore puts back what an interrupted build in place left parked.
 	Restore func(ctx context.Context, opt build.Options) error
 }
@@ -83,7 +84,8 @@ func (a *App) Main(ctx context.Context, args []string) int {
 
 // personality finds out as what the program was called: the name of the file
 // decides, and "hako executor …" is the executor too. The arguments returned
-// are those after the name.
+// are those after the name. In its own image the program has no other name than
+// executor, so there a command's name as first argument makes it hako again.
 func personality(args []string) (name string, rest []string) {
 	if len(args) == 0 {
 		return "hako", nil
@@ -91,6 +93,8 @@ func personality(args []string) (name string, rest []string) {
 	name, rest = strings.TrimSuffix(filepath.Base(args[0]), ".exe"), args[1:]
 	if name != "executor" && len(rest) > 0 && rest[0] == "executor" {
 		name, rest = "executor", rest[1:]
+	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"build", "diff", "doctor", "restore", "version"}, rest[0]) {
+		name = "hako"
 	}
 	if rest == nil {
 		rest = []string{} // cobra takes nil for "look at os.Args"
@@ -151,31 +155,6 @@ func (a *App) versionCommand() *cobra.Command {
 			return err
 		},
 	}
-}
-
-func (a *App) doctorCommand() *cobra.Command {
-	var v buildValues
-	cmd := &cobra.Command{
-		Use:   "doctor [flags]",
-		Short: "Say what this place allows and what hako will do with it",
-		Args:  cobra.NoArgs,
-	}
-	v.addPlaceFlags(cmd.Flags())
-	v.addRegistryFlags(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if a.Doctor == nil {
-			return fmt.Errorf("doctor is not part of this program yet")
-		}
-		if err := applyEnv(cmd.Flags(), a.Env, nil); err != nil {
-			return err
-		}
-		opt, err := v.placeOptions(a)
-		if err != nil {
-			return err
-		}
-		return a.Doctor(cmd.Context(), opt)
-	}
-	return cmd
 }
 
 func (a *App) restoreCommand() *cobra.Command {

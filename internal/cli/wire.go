@@ -24,10 +24,13 @@ func Main(ctx context.Context, version string, args []string, supervisor *os.Fil
 		Stdin:   stdin,
 		Stdout:  stdout,
 		Stderr:  stderr,
+		Diff:    compare,
 		Build: func(ctx context.Context, opt build.Options, sink progress.Sink) (*build.Result, error) {
 			opt.Supervisor = supervisor
 			return build.Run(ctx, opt, sink)
 		},
+		Doctor:  build.Diagnose,
+		Restore: func(_ context.Context, opt build.Options) error { return build.Restore(opt) },
 	}
 	return app.Main(ctx, args)
 }

@@ -1,0 +1,129 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"context"
+	"errors"
+
+	"hako/internal/registry"
+	"hako/internal/sandbox"
+)
+
+// A Diagnosis is what a place allows and what hako will do with it, as data.
+type Diagnosis struct {
+	Version string `json:"version"`
+	*sandbox.Probe
+	Sandboxes []SandboxChoice `json:"sandboxes"`
+	// Runs tells whether RUN works here, Remedies what would help if not: any
+	// one of them.
+	Runs     bool     `json:"runs"`
+	Remedies []string `json:"remedies,omitempty"`
+	// Except lists what of a Dockerfile stops a build here before anything runs.
+	Except     []string         `json:"except"`
+	Registries []RegistryReport `json:"registries,omitempty"`
+}
+
+// A SandboxChoice is a way to run commands, and whether it is open here.
+type SandboxChoice struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Chosen bool   `json:"chosen"`
+	Why    string `json:"why,omitempty"`
+}
+
+// A RegistryReport is what a registry lets this account do.
+type RegistryReport struct {
+	Ref     string `json:"ref"`
+	Host    string `json:"host"`
+	Scheme  string `json:"scheme,omitempty"` // "" if it was not reached
+	Account string `json:"account"`
+	Pull    string `json:"pull"` // "yes", or what was answered
+	Push    string `json:"push"`
+}
+
+// Diagnose finds out what this place allows. Nothing is moved and nothing is
+// left behind.
+func Diagnose(ctx context.Context, opt Options) (*Diagnosis, error) {
+	d := &Diagnosis{Probe: sandbox.Examine(ctx, sandbox.ProbeOptions{WorkDir: workDir(&opt), Env: opt.Env.Get})}
+	d.chooseSandbox(opt)
+	return d, d.askRegistries(ctx, &opt)
+}
+
+func (d *Diagnosis) chooseSandbox(opt Options) {
+	as := func(executor bool) error {
+		o := opt
+		o.Executor = executor
+		return (&room{opt: &o}).possible()
+	}
+	inplace := SandboxChoice{Name: "inplace"}
+	if err := as(true); err != nil {
+		inplace.Why = reason(err)
+		if none, ok := errors.AsType[*NoSandboxError](err); ok {
+			d.Remedies = none.Remedy
+		}
+	} else {
+		inplace.OK, inplace.Chosen, d.Runs = true, true, true
+		if err := as(opt.Executor); err != nil {
+			inplace.Why = "by the executor, or with --isolation=inplace: " + reason(err)
+		}
+	}
+	d.Sandboxes = []SandboxChoice{
+		{Name: "namespace", Why: "not in this version"},
+		inplace,
+		{Name: "kernel", Why: "not in this version"},
+	}
+	d.Except = []string{"RUN"}
+	if d.Runs {
+		d.Except = inPlaceExcept()
+	}
+}
+
+// inPlaceExcept names what unsupported refuses.
+func inPlaceExcept() []string {
+	return []string{
+		"RUN --network=none", "RUN --security=insecure", "RUN --mount=type=tmpfs,size=", "RUN for another platform", "--hostname",
+	}
+}
+
+func reason(err error) string {
+	if none, ok := errors.AsType[*NoSandboxError](err); ok {
+		return none.Why
+	}
+	return err.Error()
+}
+
+func (d *Diagnosis) askRegistries(ctx context.Context, opt *Options) error {
+	names := opt.Names()
+	if len(names) == 0 {
+		return nil
+	}
+	n, err := openNetwork(opt.Env)
+	if err != nil {
+		return err
+	}
+	client, err := openRegistry(opt, n, nil, nil)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		ref, err := registry.ParseReference(name)
+		if err != nil {
+			return err
+		}
+		s := client.Inspect(ctx, ref)
+		d.Registries = append(d.Registries, RegistryReport{
+			Ref: name, Host: ref.Context().RegistryStr(), Scheme: s.Scheme, Account: s.Account.String(),
+			Pull: answer(s.Pull), Push: answer(s.Push),
+		})
+	}
+	return nil
+}
+
+func answer(err error) string {
+	if err == nil {
+		return "yes"
+	}
+	return "no: " + err.Error()
+}
