@@ -44,8 +44,9 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read f; do for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/p' $$f); do \
 	echo "$$f $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
 
-bench: build ## Measure; prints the README's table
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+BENCH   ?= -n 5 -o docs/measurements.md
+bench: ## Measure hako in a pod against BuildKit on the host, as root; BENCH="-small -n 1" for a quick look
+	$(GO) run ./test/bench $(BENCH)
 
 images: build ## Build the container image, with hako itself
 	bin/hako build --isolation=auto -o type=oci,dest=bin/hako-image.tar -t hako:$(VERSION) -f images/Dockerfile .

@@ -7,28 +7,38 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"os/exec"
 	"time"
+
+	"hako/test/rig"
 )
 
-// buildkit builds w with a buildkitd that knows nothing yet.
-func (b *bench) buildkit(ctx context.Context, w workload, repo string) (result, error) {
-	if err := b.prune(ctx); err != nil {
+// buildkit builds w with a buildkitd that is warm, as one that runs for months
+// is, and knows nothing of what w needs.
+func (b *bench) buildkit(ctx context.Context, volume string, w workload, repo string) (_ result, err error) {
+	daemon, err := b.rig.Buildkitd(ctx, volume, b.registry.host)
+	if err != nil {
 		return result{}, err
 	}
-	pid := b.rig.BuildkitdPID()
+	defer func() { err = errors.Join(err, daemon.Stop()) }()
+	warm := b.contextDir(workload{name: "warm"})
+	if out, err := b.buildctl(ctx, daemon, warm, "warm").CombinedOutput(); err != nil {
+		return result{}, fmt.Errorf("warm buildkitd: %w: %s", err, tail(out))
+	}
+	if err := b.registry.forget("warm"); err != nil {
+		return result{}, err
+	}
+	pid := daemon.PID()
 	b.settle()
 	if err := resetHighWater(pid); err != nil {
 		return result{}, fmt.Errorf("reset high-water mark: %w", err)
 	}
 	mark := b.registry.mark()
-	watch := watchRun(func() []int { return []int{pid} }, b.disk)
-	dir := b.contextDir(w)
-	cmd := b.rig.Buildctl(ctx, "build", "--progress=plain", "--frontend=dockerfile.v0",
-		"--local=context="+dir, "--local=dockerfile="+dir,
-		"--output=type=image,push=true,name="+b.registry.host+"/"+repo+":buildkit")
+	watch := watchRun(func() []int { return []int{pid} }, b.volumeUsed)
+	cmd := b.buildctl(ctx, daemon, b.contextDir(w), repo)
 	began := time.Now()
 	log, err := cmd.CombinedOutput()
 	res := result{wall: time.Since(began)}
@@ -43,33 +53,8 @@ func (b *bench) buildkit(ctx context.Context, w workload, repo string) (result, 
 	return res, err
 }
 
-// prune makes buildkitd forget all and waits until it has: contents go after
-// the command has ended.
-func (b *bench) prune(ctx context.Context) error {
-	// The history of builds keeps their results from being pruned.
-	for _, args := range [][]string{{"prune-histories"}, {"prune", "--all"}} {
-		if out, err := b.rig.Buildctl(ctx, args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %s", args[0], err, tail(out))
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		blobs, err := filepath.Glob(filepath.Join(b.rig.BuildkitdRoot(), "*", "content", "blobs", "sha256", "*"))
-		if err != nil {
-			return err
-		}
-		snapshots, err := filepath.Glob(filepath.Join(b.rig.BuildkitdRoot(), "*", "snapshots", "snapshots", "*"))
-		if err != nil {
-			return err
-		}
-		if len(blobs)+len(snapshots) == 0 {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("prune: %d blobs and %d snapshots are left after a minute", len(blobs), len(snapshots))
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+func (b *bench) buildctl(ctx context.Context, daemon *rig.Daemon, dir, repo string) *exec.Cmd {
+	return daemon.Buildctl(ctx, "build", "--progress=plain", "--frontend=dockerfile.v0",
+		"--local=context="+dir, "--local=dockerfile="+dir,
+		"--output=type=image,push=true,name="+b.registry.host+"/"+repo+":buildkit")
 }

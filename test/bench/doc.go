@@ -9,14 +9,13 @@
 // The registry is the reference implementation, a process of its own that
 // stores on disk. hako runs in a new container for each run, made ahead from an
 // image that holds nothing else, with an ordinary pod's rights and a memory
-// limit. BuildKit is a buildkitd with overlayfs snapshots, pruned before each
-// run. The two alternate, and each figure is the median of the runs.
+// limit. BuildKit is a buildkitd with overlayfs snapshots that has built something
+// small and holds nothing. Each run has a new filesystem. The two alternate, and each figure is the median of the runs.
 //
 // A time is from the start of the client to its end: of buildctl, and of
 // `runc start` on a container whose process waits to be let go, to the end of
 // that process. Both include the push; neither includes making the container or
-// pruning. Memory is the high-water mark of the resident set, of hako's
+// starting the daemon. Memory is the high-water mark of the resident set, of hako's
 // processes and of buildkitd, as the kernel keeps it. Disk is how much more of
-// the filesystem was in use at the worst moment, without what the registry
-// took. Bytes up and down are those of blobs, from the registry's access log.
+// the run's filesystem was in use at the worst moment. Bytes up and down are those of blobs, from the registry's access log.
 package main

@@ -22,10 +22,10 @@ import (
 
 const executor = "/kaniko/executor"
 
-// hako builds w in a new container. Where state is not empty, it is a directory
-// for what hako keeps from run to run.
-func (b *bench) hako(ctx context.Context, w workload, repo, state string) (_ result, err error) {
-	image, err := b.podman.Scratch(ctx, executor)
+// hako builds w in a new container of p. Where state is not empty, it is a
+// directory for what hako keeps from run to run.
+func (b *bench) hako(ctx context.Context, p *rig.Podman, w workload, repo, state string) (_ result, err error) {
+	image, err := p.Scratch(ctx, executor)
 	if err != nil {
 		return result{}, err
 	}
@@ -43,16 +43,16 @@ func (b *bench) hako(ctx context.Context, w workload, repo, state string) (_ res
 		spec.Command = append(spec.Command, "--work-dir=/state")
 		spec.Mounts = append(spec.Mounts, rig.Mount{Source: state, Target: "/state"})
 	}
-	id, err := b.podman.Create(ctx, spec)
+	id, err := p.Create(ctx, spec)
 	if err != nil {
 		return result{}, err
 	}
-	defer func() { err = errors.Join(err, b.podman.Remove(context.WithoutCancel(ctx), id)) }()
-	res, err := b.letGo(ctx, id)
+	defer func() { err = errors.Join(err, p.Remove(context.WithoutCancel(ctx), id)) }()
+	res, err := b.letGo(ctx, p, id)
 	if err != nil {
 		return result{}, err
 	}
-	code, err := b.podman.ExitCode(ctx, id)
+	code, err := p.ExitCode(ctx, id)
 	if err != nil {
 		return result{}, err
 	}
@@ -68,11 +68,11 @@ func (b *bench) hako(ctx context.Context, w workload, repo, state string) (_ res
 
 // letGo lets the process of a container that is ready begin, and measures it to
 // its end. Podman's own time, before and after, is not hako's.
-func (b *bench) letGo(ctx context.Context, id string) (result, error) {
-	if err := b.podman.Init(ctx, id); err != nil {
+func (b *bench) letGo(ctx context.Context, p *rig.Podman, id string) (result, error) {
+	if err := p.Init(ctx, id); err != nil {
 		return result{}, err
 	}
-	text, err := b.podman.Inspect(ctx, id, "{{.State.Pid}}")
+	text, err := p.Inspect(ctx, id, "{{.State.Pid}}")
 	if err != nil {
 		return result{}, err
 	}
@@ -92,7 +92,7 @@ func (b *bench) letGo(ctx context.Context, id string) (result, error) {
 	cgroup := cgroupOf(pid)
 	b.settle()
 	mark := b.registry.mark()
-	watch := watchRun(func() []int { return processesOf(cgroup, program) }, b.disk)
+	watch := watchRun(func() []int { return processesOf(cgroup, program) }, b.volumeUsed)
 	began := time.Now()
 	if out, err := exec.CommandContext(ctx, "runc", "start", id).CombinedOutput(); err != nil {
 		watch.end(&result{})

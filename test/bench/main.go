@@ -67,10 +67,8 @@ func parse(args []string) (options, error) {
 type bench struct {
 	options  options
 	rig      *rig.Rig
-	podman   *rig.Podman
 	registry *registry
 	hakoArgs []string
-	shared   bool // the registry's files are on the filesystem of the builders
 }
 
 // A result is one run.
@@ -128,13 +126,11 @@ func (b *bench) start(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, for buildkitd and for podman with a pod's rights")
 	}
-	// buildkitd must know the registry's address before there is a registry,
-	// which needs the rig's tools.
 	host, err := freeAddress(ctx)
 	if err != nil {
 		return err
 	}
-	if b.rig, err = rig.Start(ctx, rig.Options{BuildKit: true, Hako: true, Registries: []string{host}}); err != nil {
+	if b.rig, err = rig.Start(ctx, rig.Options{Hako: true}); err != nil {
 		return err
 	}
 	program, err := b.rig.Tool(ctx, "registry")
@@ -145,15 +141,7 @@ func (b *bench) start(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if b.registry, err = startRegistry(ctx, program, host, dir, b.rig.Dir); err != nil {
-		return err
-	}
-	var here, there unix.Stat_t
-	if err := errors.Join(unix.Stat(b.rig.Dir, &here), unix.Stat(dir, &there)); err != nil {
-		return err
-	}
-	b.shared = here.Dev == there.Dev
-	b.podman, err = b.rig.Podman(ctx)
+	b.registry, err = startRegistry(ctx, program, host, dir, b.rig.Dir)
 	return err
 }
 
@@ -168,14 +156,8 @@ func (b *bench) close() error {
 	return errors.Join(errs...)
 }
 
-// disk is what is in use, without the registry's share.
-func (b *bench) disk() int64 {
-	used := filesystemUsed(b.rig.Dir)
-	if b.shared {
-		used -= b.registry.used()
-	}
-	return used
-}
+// volumeUsed is what is in use on the volume of the run.
+func (b *bench) volumeUsed() int64 { return filesystemUsed(filepath.Join(b.rig.Dir, "v")) }
 
 // settle lets what came before reach the disk, so that nobody pays for another.
 func (b *bench) settle() { unix.Sync() }
@@ -200,6 +182,9 @@ func (b *bench) measure(ctx context.Context) ([]row, error) {
 	}
 	var rows []row
 	c := newContent()
+	if err := b.writeContext(workload{name: "warm", dockerfile: "FROM scratch\nCOPY f0/0 /\n", files: 1, bytes: 10}, c); err != nil {
+		return nil, fmt.Errorf("write context: %w", err)
+	}
 	for _, w := range workloads(b.registry.host, s) {
 		if b.options.only != "" && !slices.Contains(strings.Split(b.options.only, ","), w.name) {
 			continue
@@ -231,12 +216,23 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 			first.fetch = append(first.fetch, res)
 		}
 		if b.options.engine != "buildkit" {
-			if err := b.hakoRuns(ctx, w, on, &first, &again); err != nil {
+			runs := []*row{&first}
+			if w.fetch {
+				runs = append(runs, &again)
+			}
+			err := b.withVolume(ctx, func(volume string) error { return b.hakoRuns(ctx, volume, w, on, runs) })
+			if err != nil {
 				return nil, err
 			}
 		}
 		if b.options.engine != "hako" {
-			res, err := b.once(ctx, w, on, "buildkit", b.buildkit)
+			var res result
+			err := b.withVolume(ctx, func(volume string) (err error) {
+				res, err = b.once(ctx, w, on, "buildkit", func(ctx context.Context, w workload, repo string) (result, error) {
+					return b.buildkit(ctx, volume, w, repo)
+				})
+				return err
+			})
 			if err != nil {
 				return nil, err
 			}
@@ -250,22 +246,22 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 	return []row{first}, nil
 }
 
-func (b *bench) hakoRuns(ctx context.Context, w workload, on base, first, again *row) error {
-	if !w.fetch {
-		res, err := b.once(ctx, w, on, "hako", func(ctx context.Context, w workload, repo string) (result, error) {
-			return b.hako(ctx, w, repo, "")
-		})
-		first.hako = append(first.hako, res)
-		return err
-	}
-	state, err := os.MkdirTemp(b.rig.Dir, "state-")
+// hakoRuns runs hako for each of rows. Several share what hako keeps.
+func (b *bench) hakoRuns(ctx context.Context, volume string, w workload, on base, rows []*row) (err error) {
+	p, err := b.rig.PodmanIn(filepath.Join(volume, "pod"))
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(state)
-	for _, r := range []*row{first, again} {
+	defer func() { err = errors.Join(err, p.Close()) }()
+	state := ""
+	if len(rows) > 1 {
+		if state = filepath.Join(volume, "state"); os.Mkdir(state, 0o755) != nil {
+			return fmt.Errorf("make %s", state)
+		}
+	}
+	for _, r := range rows {
 		res, err := b.once(ctx, w, on, "hako", func(ctx context.Context, w workload, repo string) (result, error) {
-			return b.hako(ctx, w, repo, state)
+			return b.hako(ctx, p, w, repo, state)
 		})
 		if err != nil {
 			return err

@@ -144,21 +144,6 @@ func (r *registry) forget(repo string) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// used is how many bytes the registry's files have on disk.
-func (r *registry) used() int64 {
-	var sum int64
-	_ = filepath.WalkDir(r.dir, func(_ string, d os.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // A file that goes while it is counted takes no room.
-		}
-		if info, err := d.Info(); err == nil {
-			sum += info.Sys().(*syscall.Stat_t).Blocks * 512
-		}
-		return nil
-	})
-	return sum
-}
-
 // A traffic is what went through the registry.
 type traffic struct {
 	down, up         int64 // bytes of blobs

@@ -70,11 +70,11 @@ func latest(rows ...row) string {
 }
 
 const explanation = `hako runs as /kaniko/executor, the only file of its image, in a new podman container with exactly an ordinary pod's
-capabilities and seccomp profile and the memory limit shown. BuildKit runs as root on the host with overlayfs snapshots, pruned
-before each run. Both pull from and push to the same registry (distribution, storing on disk) over loopback, in turn; seconds are
-the median. Neither making the container nor pruning counts, the push does. Memory is the greatest resident set of any run, by the kernel's
+capabilities and seccomp profile and the memory limit shown. BuildKit runs as root on the host with overlayfs snapshots and an
+empty store. Each run has a new ext4 filesystem. Both pull from and push to the same registry (distribution, storing on disk) over loopback, in turn; seconds are
+the median. Neither making the container nor starting buildkitd counts, the push does. Memory is the greatest resident set of any run, by the kernel's
 high-water mark: hako's engine + its other processes, and buildkitd; "container" is the cgroup's peak with page cache
-and what RUN used. Disk is the greatest rise of the filesystem's use in any run, without the registry. "made" is the compressed size of the
+and what RUN used. Disk is the greatest rise of that filesystem's use in any run. "made" is the compressed size of the
 layers that the build made, down and up are bytes of blobs at the registry.
 
 `

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A watch looks at a run while it goes on: the kernel keeps the high-water mark
@@ -62,7 +64,13 @@ func (w *watch) every(d time.Duration, look func()) {
 
 func (w *watch) memory() {
 	var sum, most int64
+	var counted []int
 	for _, pid := range w.pids() {
+		// A child that has yet to exec has its parent's memory.
+		if slices.ContainsFunc(counted, func(other int) bool { return sameMemory(pid, other) }) {
+			continue
+		}
+		counted = append(counted, pid)
 		n := highWater(pid)
 		sum, most = sum+n, max(most, n)
 	}
@@ -74,6 +82,14 @@ func (w *watch) end(r *result) {
 	close(w.stop)
 	w.done.Wait()
 	r.engine, r.others, r.disk = w.engine, w.others, w.most
+}
+
+// sameMemory reports whether two processes share their address space (kcmp(2),
+// KCMP_VM). Where the kernel cannot tell it says no.
+func sameMemory(a, b int) bool {
+	const kcmpVM = 1
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpVM, 0, 0, 0)
+	return errno == 0 && r == 0
 }
 
 // highWater is the most memory that a process has had resident.

@@ -51,7 +51,7 @@ const buildkitdRegistry = `[registry.%q]
   http = true
 `
 
-func (r *Rig) startBuildkitd(ctx context.Context, registries []string) (*buildkitd, error) {
+func (r *Rig) startBuildkitd(ctx context.Context, dir string, registries ...string) (*buildkitd, error) {
 	daemon, err := r.tool(ctx, "buildkitd")
 	if err != nil {
 		return nil, err
@@ -61,13 +61,13 @@ func (r *Rig) startBuildkitd(ctx context.Context, registries []string) (*buildki
 		return nil, err
 	}
 	b := &buildkitd{
-		root:   filepath.Join(r.Dir, "bk"),
-		addr:   "unix://" + filepath.Join(r.Dir, "bk.sock"),
+		root:   filepath.Join(dir, "bk"),
+		addr:   "unix://" + filepath.Join(dir, "bk.sock"),
 		ctl:    ctl,
-		log:    filepath.Join(r.Dir, "bk.log"),
+		log:    filepath.Join(dir, "bk.log"),
 		exited: make(chan struct{}),
 	}
-	config := filepath.Join(r.Dir, "buildkitd.toml")
+	config := filepath.Join(dir, "buildkitd.toml")
 	text := fmt.Sprintf(buildkitdConfig, b.root, b.addr)
 	for _, host := range append([]string{r.Registry}, registries...) {
 		text += fmt.Sprintf(buildkitdRegistry, host)

@@ -77,12 +77,11 @@ type PodResult struct {
 
 // Podman sets up the rig's container storage, once.
 func (r *Rig) Podman(ctx context.Context) (*Podman, error) {
-	r.podmanOnce.Do(func() { r.podman, r.podmanErr = newPodman(r) })
+	r.podmanOnce.Do(func() { r.podman, r.podmanErr = newPodman(r, filepath.Join(r.Dir, "pod")) })
 	return r.podman, r.podmanErr
 }
 
-func newPodman(r *Rig) (*Podman, error) {
-	dir := filepath.Join(r.Dir, "pod")
+func newPodman(r *Rig, dir string) (*Podman, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "tmp"), 0o755); err != nil {
 		return nil, fmt.Errorf("make podman storage: %w", err)
 	}

@@ -50,9 +50,6 @@ type Rig struct {
 type Options struct {
 	BuildKit bool // start buildkitd
 	Hako     bool // build hako
-	// Registries are more registries, host:port, that buildkitd is to speak
-	// plain HTTP with.
-	Registries []string
 }
 
 // Start builds what is missing, starts the registry and, if asked, buildkitd,
@@ -86,7 +83,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 		}
 	}
 	if opts.BuildKit {
-		if r.buildkit, err = r.startBuildkitd(ctx, opts.Registries); err != nil {
+		if r.buildkit, err = r.startBuildkitd(ctx, r.Dir); err != nil {
 			return nil, err
 		}
 	}
