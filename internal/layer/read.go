@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -165,11 +166,12 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	if err != nil {
 		return nil, err
 	}
-	// Inflating runs ahead on a core of its own while this one hashes and unpacks.
-	ahead := gz.Ahead(plain, aheadBuffers, aheadSize)
-	defer ahead.Close()
+	// Inflating and the diffID run ahead on a core of their own, while this one
+	// reads the tar, hashes files and unpacks.
 	diff := sha256.New()
-	s := &scanner{ctx: ctx, r: io.TeeReader(ahead, diff), dst: dst}
+	ahead := gz.Ahead(io.TeeReader(plain, diff), aheadBuffers, aheadSize)
+	defer ahead.Close()
+	s := &scanner{ctx: ctx, r: ahead, dst: dst, sum: sha256.New(), buf: make([]byte, 64<<10)}
 	if known == nil {
 		s.build = &indexBuilder{}
 	} else {
@@ -249,6 +251,8 @@ type scanner struct {
 	build *indexBuilder // nil: the index is known
 	known *index
 	n     int64 // bytes of the tar read so far
+	sum   hash.Hash
+	buf   []byte
 	// made holds the names made so far and their parents; nil if there is no
 	// deletion yet that could be about them.
 	made map[string]bool
@@ -369,10 +373,10 @@ func (s *scanner) hardLink(h *tar.Header, name string) error {
 }
 
 func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
-	var sum hash.Hash
-	if e.Mode.IsRegular() && e.Size > 0 && s.build != nil {
-		sum = sha256.New()
-		content = io.TeeReader(content, sum)
+	hashed := e.Mode.IsRegular() && e.Size > 0 && s.build != nil
+	if hashed {
+		s.sum.Reset()
+		content = io.TeeReader(content, s.sum)
 	}
 	if !e.Mode.IsRegular() {
 		content = nil
@@ -386,11 +390,11 @@ func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
 	if s.build == nil {
 		return nil
 	}
-	if sum != nil {
-		if _, err := io.Copy(io.Discard, content); err != nil {
+	if hashed {
+		if _, err := io.CopyBuffer(writerOnly{io.Discard}, content, s.buf); err != nil {
 			return fmt.Errorf("read /%s: %w", e.Path, err)
 		}
-		e.Digest = digest.NewDigest(digest.SHA256, sum)
+		e.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(s.sum.Sum(nil)))
 	}
 	return s.build.add(&record{Entry: *e, kind: present, off: off})
 }
