@@ -48,6 +48,8 @@ type App struct {
 	Doctor func(ctx context.Context, opt build.Options) (*build.Diagnosis, error)
 	// Restore puts back what an interrupted build in place left parked.
 	Restore func(ctx context.Context, opt build.Options) error
+
+	asExecutor bool // the program's file is called executor
 }
 
 // DiffOptions are the arguments of "hako diff".
@@ -65,6 +67,7 @@ type DiffOptions struct {
 // and returns its exit code.
 func (a *App) Main(ctx context.Context, args []string) int {
 	name, rest := personality(args)
+	a.asExecutor = len(args) > 0 && filepath.Base(args[0]) == "executor"
 	var root *cobra.Command
 	if name == "executor" {
 		root = a.executorCommand()
@@ -177,6 +180,7 @@ func (a *App) restoreCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		opt.Executor = a.asExecutor
 		return a.Restore(cmd.Context(), opt)
 	}
 	return cmd

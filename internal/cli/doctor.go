@@ -46,7 +46,7 @@ With -d the registry is asked too whether this account may pull and push.`,
 		if err != nil {
 			return err
 		}
-		opt.Destinations = v.destinations
+		opt.Destinations, opt.Executor = v.destinations, a.asExecutor
 		d, err := a.Doctor(cmd.Context(), opt)
 		if err != nil {
 			return err
@@ -145,8 +145,11 @@ func orNothing(list []string) string {
 }
 
 func writePlace(line printLine, p *sandbox.Probe) {
-	writable := "read-only"
-	if p.Root.Writable {
+	writable := "not writable for this user"
+	switch {
+	case p.Root.ReadOnly:
+		writable = "read-only"
+	case p.Root.Writable:
 		writable = "writable"
 	}
 	line("root", "%s, %s, %.1f GiB free", p.Root.Type, writable, float64(p.Root.Free)/(1<<30))

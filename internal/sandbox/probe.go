@@ -45,8 +45,9 @@ type Ability struct {
 // A RootFS is the file system at /.
 type RootFS struct {
 	Type     string `json:"type,omitempty"`
-	Writable bool   `json:"writable"`
-	Free     int64  `json:"free"` // bytes
+	ReadOnly bool   `json:"readOnly"` // mounted so
+	Writable bool   `json:"writable"` // by this user
+	Free     int64  `json:"free"`     // bytes
 	// TrustsCtime tells whether a changed file always shows by its ctime; where
 	// it does not, contents are compared after each RUN. Nil if not known.
 	TrustsCtime *bool  `json:"trustsCtime"`

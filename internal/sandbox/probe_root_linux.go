@@ -25,7 +25,8 @@ func (p *Probe) examineRoot(work string, mounts []mountLine) {
 	}
 	var st unix.Statfs_t
 	if unix.Statfs("/", &st) == nil {
-		p.Root.Writable = st.Flags&unix.ST_RDONLY == 0 && unix.Faccessat(unix.AT_FDCWD, "/", unix.W_OK, unix.AT_EACCESS) == nil
+		p.Root.ReadOnly = st.Flags&unix.ST_RDONLY != 0
+		p.Root.Writable = !p.Root.ReadOnly && unix.Faccessat(unix.AT_FDCWD, "/", unix.W_OK, unix.AT_EACCESS) == nil
 		p.Root.Free = int64(st.Bavail) * st.Bsize
 	}
 	if Possible(work) != nil {
