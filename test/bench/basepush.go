@@ -72,7 +72,7 @@ func (b *bench) makeBase(ctx context.Context, ref name.Tag, plan basePlan) error
 	g.SetLimit(2)
 	for i, entries := range plan.layers {
 		path := filepath.Join(b.rig.Dir, fmt.Sprintf("base-layer-%d", i))
-		defer os.Remove(path)
+		defer func() { _ = os.Remove(path) }()
 		g.Go(func() (err error) {
 			if gctx.Err() != nil {
 				return gctx.Err()

@@ -84,7 +84,7 @@ func (b *bench) letGo(ctx context.Context, p *rig.Podman, id string) (result, er
 	if err != nil {
 		return result{}, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	program, err := os.Stat(filepath.Join("/proc", text, "root", executor))
 	if err != nil {
 		return result{}, fmt.Errorf("look at %s: %w", executor, err)

@@ -54,7 +54,7 @@ func freeAddress(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find a port: %w", err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().String(), nil
 }
 
@@ -71,7 +71,8 @@ func startRegistry(ctx context.Context, program, host, dir, scratch string) (*re
 		return nil, err
 	}
 	defer log.Close()
-	r.cmd = exec.Command(program, "serve", config)
+	// Stopped by stop, after the last build, not when ctx ends.
+	r.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "serve", config)
 	r.cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	r.cmd.Stdout, r.cmd.Stderr = log, log
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -151,7 +152,7 @@ type traffic struct {
 }
 
 // request matches a line of the access log: method, path, query, status, bytes.
-var request = regexp.MustCompile(`"([A-Z]+) ([^" ?]+)\??([^" ]*) HTTP/[0-9.]+" (\d+) (\d+)`) //nolint:gochecknoglobals // A constant in all but name.
+var request = regexp.MustCompile(`"([A-Z]+) ([^" ?]+)\??([^" ]*) HTTP/[0-9.]+" (\d+) (\d+)`)
 
 // mark is a place in the access log, for since.
 func (r *registry) mark() int64 {

@@ -27,7 +27,7 @@ func (b *bench) withVolume(ctx context.Context, f func(dir string) error) (err e
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, volumeSize), os.MkdirAll(dir, 0o755)); err != nil {
 		return fmt.Errorf("make volume: %w", err)
 	}
-	defer os.Remove(image)
+	defer func() { _ = os.Remove(image) }()
 	for _, args := range [][]string{
 		{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,nodiscard", image},
 		{"mount", "-o", "loop,noinit_itable", image, dir},
