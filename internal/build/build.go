@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -20,6 +21,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"hako/internal/frontend"
+	"hako/internal/image"
 	"hako/internal/layer"
 	"hako/internal/ops"
 	"hako/internal/progress"
@@ -111,7 +113,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 }
 
 func (b *build) openStore() error {
-	dir := filepath.Join(workDir(b.opt), "hako", "store")
+	dir := filepath.Join(workDir(b.opt), "work", "store")
 	st, err := store.Open(dir)
 	if err != nil && errors.Is(err, os.ErrPermission) || errors.Is(err, errReadOnly) {
 		// A pod without rights: builds without RUN still work.
@@ -136,6 +138,7 @@ func (b *build) wire(ctx context.Context) {
 		Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
 		Write: layer.WriteOptions{
 			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
+			Annotations: b.layerAnnotations(),
 		},
 		OnLayer: b.outputs.made,
 	})
@@ -150,6 +153,14 @@ func (b *build) clamp() *time.Time {
 			t = time.Unix(0, 0)
 		}
 		return &t
+	}
+	return nil
+}
+
+// layerAnnotations returns what BuildKit puts on layers whose times it limited.
+func (b *build) layerAnnotations() map[string]string {
+	if t := b.opt.SourceDateEpoch; b.opt.RewriteTimestamp && t != nil {
+		return map[string]string{image.RewrittenTimestamp: strconv.FormatInt(t.Unix(), 10)}
 	}
 	return nil
 }
@@ -276,4 +287,4 @@ func tlsConfig(roots *x509.CertPool) *tls.Config {
 }
 
 // Restore puts back what a killed build left in this container.
-func Restore(opt Options) error { return sandbox.Restore(filepath.Join(workDir(&opt), "hako")) }
+func Restore(opt Options) error { return sandbox.Restore(filepath.Join(workDir(&opt), "work")) }

@@ -10,10 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
-	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/spf13/cobra"
 )
 
@@ -89,75 +87,10 @@ func (a *App) printError(cmd *cobra.Command, err error) {
 	if cmd != nil && (cmd.Name() == "build" || cmd.Name() == "executor") {
 		prefix = failurePrefix
 	}
-	io.WriteString(a.Stderr, failureText(prefix, err)) //nolint:errcheck // there is nowhere left to tell
+	io.WriteString(a.Stderr, failureText(prefix, err, tailOf(err))) //nolint:errcheck // there is nowhere left to tell
 	if usage, ok := errors.AsType[*usageError](err); ok && usage != nil && prefix == "error: " && cmd != nil {
 		fmt.Fprintf(a.Stderr, "see %s --help\n", cmd.CommandPath())
 	}
-}
-
-// failureText returns what is printed of an error: where in the Dockerfile,
-// explanations, and one last line with the prefix.
-func failureText(prefix string, err error) string {
-	var b strings.Builder
-	where := ""
-	if sources := errdefs.Sources(err); len(sources) > 0 {
-		where = writeSource(&b, sources[len(sources)-1])
-	}
-	if e, ok := errors.AsType[explainer](err); ok {
-		if text := strings.TrimRight(e.Explain(), "\n"); text != "" {
-			b.WriteString(text + "\n")
-		}
-	}
-	msg := strings.TrimSpace(err.Error())
-	if strings.Contains(msg, "\n") {
-		b.WriteString(msg + "\n")
-		msg = oneLine(msg)
-	}
-	if where != "" && !strings.HasPrefix(msg, where) {
-		msg = where + ": " + msg
-	}
-	return b.String() + prefix + msg + "\n"
-}
-
-func oneLine(s string) string {
-	var parts []string
-	for line := range strings.Lines(s) {
-		if line = strings.TrimSpace(line); line != "" {
-			parts = append(parts, line)
-		}
-	}
-	return strings.Join(parts, "; ")
-}
-
-// writeSource prints the lines of the Dockerfile around the place of an error
-// and returns "file:line".
-func writeSource(b *strings.Builder, src *errdefs.Source) string {
-	if src.Info == nil || len(src.Ranges) == 0 || src.Ranges[0].Start == nil {
-		return ""
-	}
-	lines := strings.Split(string(src.Info.Data), "\n")
-	start := int(src.Ranges[0].Start.Line)
-	end := start
-	for _, r := range src.Ranges {
-		if r.End != nil {
-			end = max(end, int(r.End.Line))
-		}
-	}
-	if start < 1 || start > len(lines) {
-		return ""
-	}
-	where := fmt.Sprintf("%s:%d", src.Info.Filename, start)
-	fmt.Fprintf(b, "%s: %s\n", where, strings.TrimRight(lines[start-1], "\r"))
-	for n := max(1, start-1); n <= min(len(lines), end+1); n++ {
-		mark := "|"
-		if n >= start && n <= end {
-			mark = ">"
-		}
-		if text := strings.TrimRight(lines[n-1], "\r"); text != "" || mark == ">" {
-			fmt.Fprintf(b, " %4d %s %s\n", n, mark, text)
-		}
-	}
-	return where
 }
 
 // A SignalError is the cause of a context that a signal ended.

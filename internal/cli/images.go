@@ -54,6 +54,9 @@ func compare(ctx context.Context, opt DiffOptions) (bool, error) {
 		return false, err
 	}
 	if opt.Format == "json" {
+		if report == nil {
+			report = diff.Report{} // "[]", not "null"
+		}
 		enc := json.NewEncoder(opt.Stdout)
 		enc.SetIndent("", "  ")
 		err = enc.Encode(report)

@@ -43,6 +43,8 @@ type Difference struct {
 	Field string `json:"field"` // its name, in configs with dots
 	A     string `json:"a"`
 	B     string `json:"b"`
+	// Dir: the path is a directory in both.
+	Dir bool `json:"dir,omitempty"`
 }
 
 // String returns the difference as a line of text.

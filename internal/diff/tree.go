@@ -194,7 +194,11 @@ func (c *comparer) attributes(kind string, a, b *tree.Entry) {
 	if c.opt.IgnoreMtimes || matches(c.opt.MtimesOf, a.Path) || kind != "tree" && a.Mode.IsDir() {
 		return
 	}
+	n := len(c.report)
 	c.field(kind, at, "mtime", mtime(a), mtime(b))
+	for i := range c.report[n:] {
+		c.report[n+i].Dir = a.Mode.IsDir() && b.Mode.IsDir()
+	}
 }
 
 // xattrs compares extended attributes, whose values are bytes.

@@ -115,11 +115,15 @@ func LayerDescriptor(d ocispecs.Descriptor, docker bool) (ocispecs.Descriptor, e
 	return out, nil
 }
 
+// RewrittenTimestamp is the annotation of a layer whose files' times were limited
+// to the epoch that is its value (BuildKit util/converter).
+const RewrittenTimestamp = "buildkit/rewritten-timestamp"
+
 // isPassedOn tells whether an annotation describes the bytes of a blob, so that
 // it is true in any image (BuildKit cache/refs.go, additionalAnnotations).
 func isPassedOn(key string) bool {
 	switch key {
-	case "containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size":
+	case "containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size", RewrittenTimestamp:
 		return true
 	}
 	return strings.HasPrefix(key, "containerd.io/snapshot/overlaybd/")

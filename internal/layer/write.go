@@ -48,6 +48,8 @@ type WriteOptions struct {
 	Workers int
 	// Clamp, if set, is the latest time any file in the layer may have.
 	Clamp *time.Time
+	// Annotations are put on the blob's descriptor.
+	Annotations map[string]string
 	// Forbidden are contents that must never get into a layer, with what to
 	// call them: secrets.
 	Forbidden map[digest.Digest]string
@@ -90,7 +92,7 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 		Created: opt.Created, Description: opt.Description, st: st, changes: changes,
 		diffID: image.DiffID(digest.NewDigest(digest.SHA256, w.diff)),
 		desc: ocispecs.Descriptor{
-			MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, blob), Size: size.n,
+			MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, blob), Size: size.n, Annotations: opt.Annotations,
 		},
 	}
 	if err := spool.Commit(store.Blobs, l.desc.Digest); err != nil {

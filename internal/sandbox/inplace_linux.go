@@ -85,7 +85,7 @@ func NewInPlace(ctx context.Context, opt InPlaceOptions) (*InPlace, error) {
 	if err := Possible(opt.WorkDir); err != nil {
 		return nil, err
 	}
-	work := filepath.Join(opt.WorkDir, "hako")
+	work := filepath.Join(opt.WorkDir, "work")
 	for _, d := range []string{"", "roots", "caches", "aside"} {
 		if err := os.MkdirAll(filepath.Join(work, d), 0o700); err != nil {
 			return nil, fmt.Errorf("make the work directory: %w", err)

@@ -102,7 +102,7 @@ func runCase(ctx context.Context, r *rig.Rig, c *rig.Case, since time.Time) outc
 	case got.Err != nil:
 		return outcome{"failed", fmt.Sprintf("hako: %v\n%s", got.Err, got.Log)}
 	}
-	diffs, err := r.Compare(ctx, want.Layout, got.Layout, since)
+	diffs, err := r.Compare(ctx, want.Layout, got.Layout, since, c.Epoch())
 	if err != nil {
 		return outcome{"failed", err.Error()}
 	}

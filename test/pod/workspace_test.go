@@ -121,7 +121,7 @@ func (w *world) equalToBuildKit(t *testing.T, bctx string, readOnly bool) {
 		t.Fatalf("hako: exit status %d\n%s", res.Exit, res.Stderr)
 	}
 	w.asFound(t, id, before)
-	diffs, err := w.Compare(t.Context(), want.Layout, filepath.Join(out, "layout"), since)
+	diffs, err := w.Compare(t.Context(), want.Layout, filepath.Join(out, "layout"), since, "")
 	if err != nil {
 		t.Fatal(err)
 	}

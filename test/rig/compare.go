@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -23,6 +24,7 @@ type Difference struct {
 	Field string `json:"field"`
 	A     string `json:"a"`
 	B     string `json:"b"`
+	Dir   bool   `json:"dir"`
 }
 
 func (d Difference) String() string {
@@ -31,10 +33,10 @@ func (d Difference) String() string {
 
 // Compare compares BuildKit's image with hako's field by field. Times that the
 // clock gave at build time cannot agree; they, and nothing else, are let pass:
-// BuildKit's mtime must lie in the run, and so must hako's, unless the path is
-// a directory that got a child, where BuildKit leaves the clock's time and
-// hako the base's.
-func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Time) ([]Difference, error) {
+// BuildKit's must lie in the run, and hako's too, or be the epoch, which hako
+// gives to what it creates, or, for a directory that got a child, be older,
+// since hako leaves an existing directory its time.
+func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Time, epoch string) ([]Difference, error) {
 	cmd := exec.CommandContext(ctx, r.HakoBin, "diff", "--format=json", buildkit, hako)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -51,7 +53,7 @@ func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Tim
 	}
 	var left []Difference
 	for _, d := range all {
-		if !clockDifference(d, since) {
+		if !clockDifference(d, since, epoch) {
 			left = append(left, d)
 		}
 	}
@@ -59,14 +61,20 @@ func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Tim
 }
 
 // clockDifference says whether d is a time that the clock gave.
-func clockDifference(d Difference, since time.Time) bool {
+func clockDifference(d Difference, since time.Time, epoch string) bool {
 	if !strings.HasSuffix(d.Field, "mtime") && d.Field != "created" {
 		return false
 	}
-	inRun := func(s string) bool {
-		t, err := time.Parse(time.RFC3339Nano, s)
-		// Layers keep whole seconds.
-		return err == nil && !t.Before(since.Truncate(time.Second)) && !t.After(time.Now())
+	a, errA := time.Parse(time.RFC3339Nano, d.A)
+	b, errB := time.Parse(time.RFC3339Nano, d.B)
+	if errA != nil || errB != nil {
+		return false
 	}
-	return inRun(d.A) && inRun(d.B)
+	// Layers keep whole seconds.
+	began := since.Truncate(time.Second)
+	inRun := func(t time.Time) bool { return !t.Before(began) && !t.After(time.Now()) }
+	if !inRun(a) {
+		return false
+	}
+	return inRun(b) || strconv.FormatInt(b.Unix(), 10) == epoch || d.Dir && b.Before(began)
 }

@@ -63,3 +63,17 @@ func (p *Podman) BusyboxPod(ctx context.Context) (string, error) {
 	const ref = "localhost/busybox:pod"
 	return ref, p.Load(ctx, ref, img)
 }
+
+// BusyboxHako returns a container image of the busybox base that holds hako
+// under the given names: one in which a shell can start it.
+func (p *Podman) BusyboxHako(ctx context.Context, names ...string) (string, error) {
+	root, err := busyboxRoot(ctx, "")
+	if err != nil {
+		return "", err
+	}
+	img, err := imageSpec{layers: [][]entry{root}, docker: true}.build()
+	if err != nil {
+		return "", err
+	}
+	return p.image(ctx, "localhost/busyboxhako", img, names)
+}
