@@ -24,6 +24,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
+// greeting is the file that the example is about.
+const greeting = "greeting.txt"
+
 // base is the image the example starts from.
 type base struct {
 	what string
@@ -184,7 +187,7 @@ EOT
 	for file, text := range map[string]string{
 		"Dockerfile":    dockerfile,
 		".dockerignore": "Dockerfile\n",
-		"greeting.txt":  "hello from a container nobody was privileged to build\n",
+		greeting:        "hello from a container nobody was privileged to build\n",
 	} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -194,17 +197,6 @@ EOT
 		}
 	}
 	return nil
-}
-
-func copyFile(from, to string, mode os.FileMode) error {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(to, data, mode)
 }
 
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }

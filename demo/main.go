@@ -6,8 +6,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -44,24 +44,49 @@ func demo(ctx context.Context) (err error) {
 		return fmt.Errorf("make base image: %w", err)
 	}
 	p := choosePlace(ctx, dir)
+	defer p.clean()
 	say("base     %s/base:1, %s", host, base.what)
 	say("RUN      %s", p.why)
 	bctx := filepath.Join(dir, "context")
 	if err := writeContext(bctx, host, base, p.canRun); err != nil {
 		return fmt.Errorf("write build context: %w", err)
 	}
-	ref := host + "/app:1"
-	out, err := p.build(ctx, dir, bctx, ref)
+	first, second := host+"/app:1", host+"/app:2"
+	out, err := p.build(ctx, bctx, first)
 	if err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
 	say("\nbuilt    %s", strings.TrimSpace(out))
+	say("\nand again, with another greeting:")
+	if err := os.WriteFile(filepath.Join(bctx, greeting), []byte("hello again\n"), 0o644); err != nil {
+		return err
+	}
+	if _, err := p.build(ctx, bctx, second, "--quiet"); err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	if err := showDiff(ctx, first, second); err != nil {
+		return fmt.Errorf("compare: %w", err)
+	}
 	say(`
-next     bin/hako build -o oci,dest=app.tar DIR     your own Dockerfile, into an archive
-         bin/hako build --push -t REGISTRY/NAME:TAG DIR
-         bin/hako doctor                            what this place allows
-         docs/architecture.md                       how it works`)
+next     bin/hako build -o oci,dest=app.tar DIR          your own Dockerfile, into an archive
+         bin/hako build --push -t REGISTRY/NAME:TAG DIR  … or into a registry
+         bin/hako diff OLD NEW                           what differs between two images, as above
+         bin/hako doctor                                 what this place allows
+         docs/architecture.md                            how it works`)
 	return nil
+}
+
+// showDiff compares two results.
+func showDiff(ctx context.Context, a, b string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join("bin", "hako"), "diff", "--insecure-pull", a, b)
+	say("\n$ %s\n", strings.Join(cmd.Args, " "))
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	err := cmd.Run()
+	// 1 is diff's way to say that there are differences.
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == 1 {
+		err = nil
+	}
+	return err
 }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
@@ -83,59 +108,4 @@ func startRegistry(ctx context.Context) (host string, stop func(), err error) {
 		_ = srv.Close()
 		<-done
 	}, nil
-}
-
-// A place is somewhere to run hako.
-type place struct {
-	canRun bool   // RUN steps too
-	podman string // path of podman, "" to run hako here
-	why    string
-}
-
-// choosePlace decides where the build runs. RUN steps in place rearrange the
-// root of the container they are in, which must never be that of a machine
-// somebody works on: so they need a container.
-func choosePlace(ctx context.Context, dir string) place {
-	podman, err := exec.LookPath("podman")
-	if err != nil {
-		return place{why: "left out: it needs a container, and podman is not here"}
-	}
-	// A root that holds hako and nothing else, as in hako's own image.
-	root := filepath.Join(dir, "root")
-	if err := copyFile(filepath.Join("bin", "hako"), filepath.Join(root, "kaniko", "executor"), 0o755); err != nil {
-		return place{why: "left out: " + err.Error()}
-	}
-	cmd := exec.CommandContext(ctx, podman, "run", "--rm", "--network=host", "--ulimit=host", "--rootfs", root, "/kaniko/executor", "--help")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return place{why: "left out: podman runs no container here: " + firstLine(string(out))}
-	}
-	return place{canRun: true, podman: podman, why: "in a podman container with default rights"}
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
-	return line
-}
-
-// build runs hako and returns its standard output.
-func (p place) build(ctx context.Context, dir, bctx, ref string) (string, error) {
-	bin, err := filepath.Abs(filepath.Join("bin", "hako"))
-	if err != nil {
-		return "", err
-	}
-	flags := []string{"--insecure", "--insecure-pull", "--destination", ref}
-	cmd := exec.CommandContext(ctx, bin, append([]string{"build", bctx}, flags...)...)
-	if p.podman != "" {
-		root := filepath.Join(dir, "root")
-		args := []string{
-			"run", "--rm", "--network=host", "--ulimit=host", "--security-opt=label=disable",
-			"--volume", bctx + ":/workspace:ro", "--rootfs", root, "/kaniko/executor", "--context=/workspace",
-		}
-		cmd = exec.CommandContext(ctx, p.podman, append(args, flags...)...)
-	}
-	say("\n$ %s\n", strings.Join(cmd.Args, " "))
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	err = cmd.Run()
-	return out.String(), err
 }
