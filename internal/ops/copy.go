@@ -304,7 +304,7 @@ func (c *copier) copy(e tree.Entry, rel, target string, merge bool, inParent, ex
 		}
 	}
 	if m.include {
-		if c.replace && exists && !(e.Mode.IsDir() && old.Mode.IsDir()) {
+		if c.replace && exists && (!e.Mode.IsDir() || !old.Mode.IsDir()) {
 			if err := c.dst.Remove(target); err != nil {
 				return err
 			}
@@ -404,6 +404,11 @@ func (c *copier) file(e tree.Entry, target string) error {
 			c.links[e.Node] = target
 		}
 		return c.dst.Put(c.info(e, target), open)
+	case tree.ModeBlock:
+		// BuildKit's copier clears the bits of a socket's type from the mode
+		// of every special file, and a block device's type has one of them:
+		// its copy is a character device (fsutil copy, copyDevice).
+		e.Mode = e.Mode&^tree.ModeType | tree.ModeChar
 	case tree.ModeSocket:
 		// BuildKit leaves an empty regular file in its place.
 		e.Mode, e.Size = tree.ModeRegular|e.Mode.Perm(), 0

@@ -282,7 +282,7 @@ func TestCopyLikeBuildKit(t *testing.T) {
 func copyOnce(t *testing.T, seed uint64) bool {
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	src, base, a := randomTree(rnd, 14, "abcd"), randomTree(rnd, 10, "abcdx"), randomCopy(rnd)
-	dir, err := os.MkdirTemp(os.Getenv("COPY_DIR"), "copy")
+	dir, err := os.MkdirTemp(os.Getenv("COPY_DIR"), "copy") //nolint:usetesting // thousands of trees: each goes at once
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -166,7 +166,7 @@ func proxyEnv(p *pb.ProxyEnv) []string {
 }
 
 func (in *Interpreter) mount(ctx context.Context, p *sandbox.Process, m *pb.Mount, inputs []*layer.Ref) error {
-	sm := sandbox.Mount{Dest: m.Dest, Selector: m.Selector}
+	sm := sandbox.Mount{Dest: m.Dest, Selector: m.Selector, ReadOnly: m.Readonly}
 	switch m.MountType {
 	case pb.MountType_BIND, pb.MountType_CACHE:
 		if m.Input >= 0 {
@@ -198,11 +198,15 @@ func (in *Interpreter) mount(ctx context.Context, p *sandbox.Process, m *pb.Moun
 		sm.Mode, sm.UID, sm.GID = treeMode(uint64(m.SecretOpt.Mode)&0o777), m.SecretOpt.Uid, m.SecretOpt.Gid
 	case pb.MountType_SSH:
 		sm.Type = sandbox.SSH
-		if sm.Dial = in.opt.Agent(m.SSHOpt.ID); sm.Dial == nil {
+		id := m.SSHOpt.ID
+		if id == "" {
+			id = "default"
+		}
+		if sm.Dial = in.opt.Agent(id); sm.Dial == nil {
 			if m.SSHOpt.Optional {
 				return nil
 			}
-			return fmt.Errorf("no ssh agent %q was given: add --ssh %s", m.SSHOpt.ID, m.SSHOpt.ID)
+			return fmt.Errorf("no ssh agent %q was given: add --ssh %s", id, id)
 		}
 		sm.Mode, sm.UID, sm.GID = treeMode(uint64(m.SSHOpt.Mode)&0o777), m.SSHOpt.Uid, m.SSHOpt.Gid
 	default:

@@ -46,6 +46,9 @@ func (r *fileResults) Close() { r.spool.close() }
 // A NotFoundError says that a source path does not exist.
 type NotFoundError struct {
 	Path string // as it was asked for
+
+	in   tree.FS // where it was looked for
+	more string  // what is known beyond
 }
 
 // Error implements error.
@@ -70,7 +73,10 @@ func computeFile(ctx context.Context, op *pb.FileOp, inputs []tree.FS, env fileE
 		s, err := g.input(int64(len(inputs) + a))
 		if err != nil {
 			r.Close()
-			return nil, fmt.Errorf("file output %d: %w", i, err)
+			if len(outs) > 1 {
+				err = fmt.Errorf("file output %d: %w", i, err)
+			}
+			return nil, err
 		}
 		r.Outputs = append(r.Outputs, fileResult{Base: s.base, Overlay: s.overlay})
 	}
@@ -251,6 +257,9 @@ func (g *fileGraph) run(a *pb.FileAction) (*fileState, error) {
 		err = mkfile(s.overlay, x.Mkfile, own, g.when(x.Mkfile.Timestamp))
 	case *pb.FileAction_Copy:
 		err = g.copy(src.fsys, s.overlay, x.Copy, own)
+		if e, ok := errors.AsType[*NotFoundError](err); ok && e.in == nil {
+			e.in = src.fsys
+		}
 	}
 	return s, err
 }
@@ -281,6 +290,7 @@ func (in *Interpreter) file(ctx context.Context, op *pb.FileOp, dgst digest.Dige
 	}
 	res, err := computeFile(ctx, op, trees, fileEnv{Clock: in.opt.Clock, Store: in.opt.Store})
 	if err != nil {
+		in.explain(ctx, err)
 		return nil, err
 	}
 	defer res.Close()

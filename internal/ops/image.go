@@ -123,6 +123,7 @@ func (in *Interpreter) local(name string, attrs map[string]string) (*layer.Ref, 
 	if err != nil {
 		return nil, fmt.Errorf("context %q: %w", name, err)
 	}
+	in.remember(name, view, opt)
 	return &layer.Ref{FS: view}, nil
 }
 

@@ -73,6 +73,8 @@ type Options struct {
 	Clock time.Time
 	Write layer.WriteOptions
 	Sink  progress.Sink
+	// About describes a build context; nil, or the zero value, leaves it out.
+	About func(name string) ContextFacts
 	// OnLayer is told of each layer made, by vertex.
 	OnLayer func(vertex digest.Digest, l *layer.Layer)
 }
@@ -83,6 +85,7 @@ type Interpreter struct {
 
 	mu    sync.Mutex
 	facts Facts
+	views map[tree.FS]view           // of the build contexts
 	used  map[digest.Digest]string // contents of secrets given to commands, which no layer may hold
 }
 
@@ -92,7 +95,7 @@ func New(opt Options) *Interpreter {
 		opt.Sink = progress.Discard{}
 	}
 	return &Interpreter{
-		opt: opt, used: make(map[digest.Digest]string),
+		opt: opt, used: make(map[digest.Digest]string), views: make(map[tree.FS]view),
 		facts: Facts{ExecBases: make(map[digest.Digest]bool), UnderExec: make(map[digest.Digest]bool)},
 	}
 }

@@ -77,7 +77,7 @@ func (u *unpacker) isArchive() (bool, error) {
 	defer f.Close()
 	r, _, err := decompress(f)
 	if err != nil {
-		return false, nil //nolint:nilerr // not an archive is an answer
+		return false, nil
 	}
 	defer r.Close()
 	_, err = tar.NewReader(r).Next()

@@ -546,10 +546,7 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 		}
 	}
 	for m, v := range s.volumes {
-		if v.aside != "" {
-			continue
-		}
-		if v.record, err = s.volumeRecord(ctx, m); err != nil {
+		if v.record, err = s.volumeRecord(ctx, m, v.aside); err != nil {
 			return err
 		}
 	}
@@ -562,8 +559,9 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 	return nil
 }
 
-func (s *InPlace) volumeRecord(ctx context.Context, m string) (*record, error) {
-	fd, err := unix.Openat(s.lot.root, m, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// volumeRecord records the volume at m, or the directory in it that its content is in.
+func (s *InPlace) volumeRecord(ctx context.Context, m, aside string) (*record, error) {
+	fd, err := unix.Openat(s.lot.root, tree.Join(m, aside), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == unix.ENOTDIR || err == unix.ENOENT {
 		return nil, nil
 	}
@@ -583,15 +581,15 @@ func (s *InPlace) volumeRecord(ctx context.Context, m string) (*record, error) {
 // checkVolumes fails if the command wrote to a volume that is not part of the image.
 func (s *InPlace) checkVolumes(ctx context.Context) error {
 	for m, v := range s.volumes {
-		if v.aside != "" || v.record == nil {
+		if v.record == nil {
 			continue
 		}
-		now, err := s.volumeRecord(ctx, m)
+		now, err := s.volumeRecord(ctx, m, v.aside)
 		if err != nil {
 			return err
 		}
 		if now == nil {
-			continue
+			return &VolumeError{Volume: "/" + m, Path: "/" + tree.Join(m, v.aside)}
 		}
 		if p, ok := firstDifference("", v.record.root, now.root); ok {
 			return &VolumeError{Volume: "/" + m, Path: "/" + tree.Join(m, p)}

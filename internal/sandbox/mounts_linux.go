@@ -259,9 +259,12 @@ func (p *placer) bind(q string, m *Mount) error {
 	}
 	e, err := m.Tree.Lstat(sel)
 	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = errors.New("not found")
+		}
 		return fmt.Errorf("source /%s: %w", tree.Clean(m.Selector), err)
 	}
-	return p.at(q, func(dest string) error {
+	fill := func(dest string) error {
 		if !e.Mode.IsDir() {
 			return materializeFile(m.Tree, sel, dest)
 		}
@@ -269,7 +272,33 @@ func (p *placer) bind(q string, m *Mount) error {
 			return err
 		}
 		return materialize(m.Tree, sel, dest)
-	})
+	}
+	if topOf(q) != "dev" {
+		return p.at(q, fill)
+	}
+	// The runtime may have mounted /dev without the right to execute what is in
+	// it, and a heredoc script (/dev/pipes/EOF) has to be executed.
+	file, err := p.outside()
+	if err != nil {
+		return err
+	}
+	if err := fill(file); err != nil {
+		return err
+	}
+	return p.at(q, func(dest string) error { return os.Symlink(file, dest) })
+}
+
+// outside returns a path for a file outside of the root that every user can
+// reach, and that goes away in the end.
+func (p *placer) outside() (string, error) {
+	dir := filepath.Join(p.s.work, "aside")
+	if err := errors.Join(os.Chmod(p.s.work, 0o711), os.Chmod(dir, 0o711)); err != nil {
+		return "", err
+	}
+	p.n++
+	path := filepath.Join(dir, fmt.Sprint(p.n))
+	p.onUndo(func() error { return layer.RemoveAll(path) })
+	return path, nil
 }
 
 // cache moves the cache's directory to the target, and back in the end.
@@ -282,6 +311,9 @@ func (p *placer) cache(q string, m *Mount) error {
 		}
 	}
 	return p.at(q, func(dest string) error {
+		if m.ReadOnly {
+			return copyDir(dir, dest)
+		}
 		if err := os.Rename(dir, dest); err != nil {
 			return err
 		}
@@ -293,6 +325,19 @@ func (p *placer) cache(q string, m *Mount) error {
 		})
 		return nil
 	})
+}
+
+// copyDir makes dest a private copy of dir, for what must not be written to.
+func copyDir(dir, dest string) error {
+	d, err := tree.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := os.Mkdir(dest, 0o755); err != nil {
+		return err
+	}
+	return materialize(d.WithXattrs(), "", dest)
 }
 
 // newCache makes a cache's directory; it appears whole or not at all.

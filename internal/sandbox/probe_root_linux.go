@@ -166,12 +166,12 @@ func measure(ctx context.Context, dir string) (files, bytes int64) {
 		return 0, 0
 	}
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
+		var st unix.Stat_t
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil {
-			return nil
+		if err != nil || unix.Lstat(path, &st) != nil {
+			return nil //nolint:nilerr // what cannot be read is not counted
 		}
 		if d.IsDir() {
 			if st.Dev != top.Dev {

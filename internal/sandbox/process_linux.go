@@ -47,6 +47,9 @@ func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("user %q: %w", p.User, err)
 	}
+	if !slices.Contains(groups, gid) { // as containerd's ensureAdditionalGids
+		groups = append([]uint32{gid}, groups...)
+	}
 	env := slices.Clone(p.Env)
 	if _, ok := getenv(env, "PATH"); !ok {
 		env = append(env, "PATH="+defaultPath)
@@ -179,6 +182,13 @@ type StartError struct {
 
 func (e *StartError) Error() string { return fmt.Sprintf("start %q: %v", e.Name, e.Err) }
 
+// A noProgramError says that a program does not exist.
+type noProgramError struct{ path string }
+
+func (e *noProgramError) Error() string { return e.path + ": not found in the image" }
+
+func (e *noProgramError) Unwrap() error { return fs.ErrNotExist }
+
 // Unwrap returns the cause.
 func (e *StartError) Unwrap() error { return e.Err }
 
@@ -241,7 +251,7 @@ func (r *runner) lookPath(args, env []string, cwd string) (string, error) {
 			return p, nil
 		}
 	}
-	return "", &StartError{Name: name, Code: 127, Err: fmt.Errorf("not found in PATH (%s): %w", dirs, fs.ErrNotExist)}
+	return "", &StartError{Name: name, Code: 127, Err: &noProgramError{"PATH=" + dirs}}
 }
 
 func (r *runner) executable(name, p string) error {
@@ -251,7 +261,7 @@ func (r *runner) executable(name, p string) error {
 	}
 	e, err := r.root.Lstat(q)
 	if err != nil {
-		return &StartError{Name: name, Code: 127, Err: fmt.Errorf("there is no %s in the root: %w", p, fs.ErrNotExist)}
+		return &StartError{Name: name, Code: 127, Err: &noProgramError{p}}
 	}
 	if !e.Mode.IsRegular() || e.Mode&0o111 == 0 {
 		return &StartError{Name: name, Code: 126, Err: fs.ErrPermission}

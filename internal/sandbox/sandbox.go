@@ -46,6 +46,8 @@ type Mount struct {
 	CacheID string
 	// Private asks for a cache that no other process uses meanwhile.
 	Private bool
+	// ReadOnly: what the process writes to a cache does not stay in it.
+	ReadOnly bool
 	// Data is the content of a secret.
 	Data []byte
 	// Dial connects to the agent of an ssh mount.
@@ -111,7 +113,7 @@ func (e *ExitError) Error() string {
 		return fmt.Sprintf("out of memory (exit %d)", e.Code)
 	}
 	if e.Signal != 0 {
-		return fmt.Sprintf("killed by signal %d after %s", e.Signal, e.Took.Round(time.Second))
+		return fmt.Sprintf("killed by signal %d", e.Signal)
 	}
 	return fmt.Sprintf("exit code %d", e.Code)
 }

@@ -11,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -32,8 +31,6 @@ type scan struct {
 	// hashAll: ctime cannot be trusted here, every regular file is a candidate.
 	hashAll bool
 	list    []found
-	linked  map[uint64]bool // inodes of changed files with several names
-	opens   int
 }
 
 // A found is one name of the result, in path order.
@@ -50,9 +47,6 @@ func (s *scan) run(ctx context.Context, before, after *record) (int, error) {
 		return 0, err
 	}
 	changed := len(s.list)
-	if len(s.linked) > 0 {
-		s.siblings("", after.root)
-	}
 	s.parents()
 	return changed, nil
 }
@@ -115,11 +109,10 @@ func (s *scan) fresh(path string, n *node) error {
 func (s *scan) add(path string, n *node) {
 	f := found{path: path, touched: true}
 	if !n.isDir() && n.nlink > 1 {
+		// Names of one file are linked in the layer if both changed. One that
+		// did not is not written again, as in BuildKit: a layer never links
+		// into a lower one.
 		f.ino = n.ino
-		if s.linked == nil {
-			s.linked = make(map[uint64]bool)
-		}
-		s.linked[n.ino] = true
 	}
 	s.list = append(s.list, f)
 }
@@ -196,33 +189,6 @@ func (s *scan) contentDiffers(path string, b *tree.Entry) (bool, error) {
 		return false, err
 	}
 	return digest.NewDigest(digest.SHA256, sum) != b.Digest, nil
-}
-
-// siblings adds the unchanged names of changed files: a layer never links into
-// a lower one, so all names of the file are written again.
-func (s *scan) siblings(path string, d *dirRecord) {
-	have := make(map[string]bool, len(s.linked))
-	for _, f := range s.list {
-		if f.ino != 0 {
-			have[f.path] = true
-		}
-	}
-	var walk func(path string, d *dirRecord)
-	walk = func(path string, d *dirRecord) {
-		for i := range d.nodes {
-			n := &d.nodes[i]
-			p := tree.Join(path, n.name)
-			switch {
-			case n.masked:
-			case n.kids != nil:
-				walk(p, n.kids)
-			case n.nlink > 1 && s.linked[n.ino] && !have[p]:
-				s.list = append(s.list, found{path: p, touched: true, ino: n.ino})
-			}
-		}
-	}
-	walk(path, d)
-	slices.SortFunc(s.list, func(a, b found) int { return tree.ComparePaths(a.path, b.path) })
 }
 
 // parents puts the enclosing directories of every change in front of it.

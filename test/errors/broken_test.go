@@ -35,8 +35,9 @@ func pushBroken(ctx context.Context, registry string) error {
 		"dotdot":     {ok, {Name: "a/../../escaped", Size: 3}},
 		"linkdotdot": {ok, {Typeflag: tar.TypeLink, Name: "link", Linkname: "../../etc/passwd"}},
 		"absolute":   {{Name: "/abs/file", Size: 3}, {Typeflag: tar.TypeLink, Name: "/abs/link", Linkname: "/abs/file"}},
-		// An entry through a link that leads out of the root, absolute and relative.
+		// An entry through a link that leads out of the root, if not resolved in it.
 		"escaping": {
+			{Typeflag: tar.TypeDir, Name: "escape-dir/"},
 			{Typeflag: tar.TypeSymlink, Name: "out", Linkname: "/../../../../escape-dir"},
 			{Name: "out/file", Size: 3},
 		},

@@ -114,6 +114,7 @@ func (p *Podman) cmd(ctx context.Context, args ...string) *exec.Cmd {
 		"--tmpdir", filepath.Join(p.dir, "tmp"), "--storage-driver", "overlay", "--log-level", "error",
 	}
 	cmd := exec.CommandContext(ctx, "podman", append(global, args...)...)
+	cmd.Dir = p.dir // conmon writes a file there when memory runs out
 	cmd.Env = append(os.Environ(),
 		"CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"),
 		"CONTAINERS_STORAGE_CONF="+filepath.Join(p.dir, "storage.conf"),
