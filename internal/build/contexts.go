@@ -174,7 +174,7 @@ func (e *NoDockerfileError) Explain() string {
 }
 
 // openNamed opens one --build-context. What is no directory or layout is the
-// frontend's business: docker-image://, https://, …
+// frontend's business: docker-image://, https:// and the like.
 func (c *contexts) openNamed(name, value string) error {
 	key := "context:" + name
 	if rest, ok := strings.CutPrefix(value, "oci-layout://"); ok {

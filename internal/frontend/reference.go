@@ -5,6 +5,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -104,7 +105,7 @@ func readRange(fsys tree.FS, p string, offset, length int64) (_ []byte, err erro
 			err = cerr
 		}
 	}()
-	if _, err := io.CopyN(io.Discard, f, offset); err != nil && err != io.EOF {
+	if _, err := io.CopyN(io.Discard, f, offset); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read %q: %w", p, err)
 	}
 	dt, err := io.ReadAll(io.LimitReader(f, length))

@@ -63,6 +63,8 @@ type fixedCodes struct {
 }
 
 // fixedTables returns the tables of block type 1 (RFC 1951, 3.2.6).
+//
+//nolint:gochecknoglobals // a constant that is computed when first used
 var fixedTables = sync.OnceValue(func() *fixedCodes {
 	var lens [maxLit]uint8
 	for i := range lens {

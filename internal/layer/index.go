@@ -284,8 +284,6 @@ func parseIndex(data []byte) (*index, error) {
 	return x, d.err
 }
 
-func (x *index) close() error { return x.unmap() }
-
 // raw returns the encoded record i in path order.
 func (x *index) raw(i int) []byte {
 	pos := binary.LittleEndian.Uint32(x.data[x.posAt+4*i:])

@@ -245,7 +245,7 @@ func decompress(r io.Reader, mediaType string, checkpoint func(gz.Checkpoint) er
 
 // A scanner walks a layer's tar.
 type scanner struct {
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // io.Reader takes none
 	r     io.Reader
 	dst   target        // nil: nothing is unpacked
 	build *indexBuilder // nil: the index is known

@@ -452,8 +452,7 @@ func (r *Root) link(p, to string) error {
 	if r.Skip != nil && r.Skip(p) {
 		return nil
 	}
-	from, err := r.dir(tree.Parent(to), false)
-	if err != nil {
+	if _, err := r.dir(tree.Parent(to), false); err != nil {
 		return err
 	}
 	up, err := r.dir(tree.Parent(p), true)
@@ -461,7 +460,8 @@ func (r *Root) link(p, to string) error {
 		return err
 	}
 	// Opening the second directory may have flushed the first.
-	if from, err = r.dir(tree.Parent(to), false); err != nil {
+	from, err := r.dir(tree.Parent(to), false)
+	if err != nil {
 		return err
 	}
 	err = unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)

@@ -92,7 +92,7 @@ func (a *access) openBlob(ctx context.Context, desc ocispecs.Descriptor, offset 
 // A blobReader reads a blob over as many connections as it takes.
 type blobReader struct {
 	a    *access
-	ctx  context.Context // the caller's, as for the body of any HTTP answer
+	ctx  context.Context //nolint:containedctx // the caller's, as for the body of any HTTP answer
 	desc ocispecs.Descriptor
 	off  int64
 

@@ -161,7 +161,7 @@ func checkTarget(u *url.URL, allowHTTP bool) error {
 	}
 	ip, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // a name, which is resolved by whoever dials
 	}
 	if ip = ip.Unmap(); ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() || ip == netip.MustParseAddr("fd00:ec2::254") {
 		return permanentError{fmt.Errorf("redirect to address %s refused", ip)}
@@ -205,7 +205,7 @@ func stallCause(ctx context.Context, err error) error {
 // other things does not matter.
 type answerBody struct {
 	io.ReadCloser
-	ctx  context.Context // the exchange's
+	ctx  context.Context //nolint:containedctx // the exchange's
 	dog  *watchdog
 	stop context.CancelFunc
 }

@@ -164,7 +164,7 @@ func parseReply(msg []byte, id uint16, q dnsmessage.Question) ([]netip.Addr, err
 	found, count, err := parseAnswers(&p, q)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%w: %v", errBadReply, err)
+		return nil, fmt.Errorf("%w: %w", errBadReply, err)
 	case len(found) > 0:
 		return found, nil
 	case count == 0 && !h.Authoritative && !h.RecursionAvailable:
@@ -210,14 +210,16 @@ func parseAnswers(p *dnsmessage.Parser, q dnsmessage.Question) (found []netip.Ad
 			addrs[owner] = append(addrs[owner], a)
 		}
 	}
-	name, ok := strings.ToLower(q.Name.String()), true
+	name := strings.ToLower(q.Name.String())
 	for range maxCNAMEs {
 		if len(addrs[name]) > 0 {
 			return addrs[name], count, nil
 		}
-		if name, ok = alias[name]; !ok {
+		next, ok := alias[name]
+		if !ok {
 			break
 		}
+		name = next
 	}
 	return nil, count, nil
 }

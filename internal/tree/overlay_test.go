@@ -308,7 +308,6 @@ func mutate(t *testing.T, rnd *rand.Rand, o *tree.Overlay, m model, n int) {
 			if ok || (m[q] == nil || p == q) {
 				err = o.Link(p, q)
 			} else {
-				ok = true
 				continue
 			}
 			if ok {
