@@ -31,7 +31,7 @@ func Init(args []string) ([]string, *os.File) {
 		return args, nil
 	}
 	s := &supervisor{}
-	os.Exit(s.run(args))
+	os.Exit(s.run(args)) //nolint:forbidigo // the supervisor is a program of its own
 	return nil, nil
 }
 

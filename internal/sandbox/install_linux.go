@@ -29,7 +29,7 @@ func (l *lot) install(dir string, volumes map[string]string) error {
 	if err := l.installDir(src, l.root, "", dir, volumes); err != nil {
 		return fmt.Errorf("install root: %w", err)
 	}
-	if err := a.apply(l.root, "."); err != nil {
+	if err := a.apply(l.root); err != nil {
 		return fmt.Errorf("install root: %w", err)
 	}
 	return nil
@@ -90,7 +90,7 @@ func (l *lot) installOver(src, dst int, name, path, dir string, volumes map[stri
 	if err := l.installDir(from, to, path, dir, volumes); err != nil {
 		return err
 	}
-	return a.apply(to, ".")
+	return a.apply(to)
 }
 
 // fillVolume copies an image's directory into an emptied volume, which is on

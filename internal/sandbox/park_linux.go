@@ -164,7 +164,7 @@ func (l *lot) split(src, dst int, name, path string) (bool, error) {
 		}
 		stays = stays || s
 	}
-	if err := attrs.apply(to, "."); err != nil {
+	if err := attrs.apply(to); err != nil {
 		return false, err
 	}
 	if stays {
@@ -266,7 +266,7 @@ func (l *lot) restoreAttrs() error {
 		if err != nil {
 			return fmt.Errorf("/%s: %w", p, err)
 		}
-		err = a.apply(fd, ".")
+		err = a.apply(fd)
 		unix.Close(fd)
 		if err != nil {
 			return fmt.Errorf("/%s: %w", p, err)
@@ -445,8 +445,9 @@ func splitNul(b []byte) []string {
 	return out
 }
 
-func (a *attrs) apply(up int, name string) error {
-	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// apply gives the directory dir its metadata.
+func (a *attrs) apply(dir int) error {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}

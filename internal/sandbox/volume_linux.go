@@ -97,7 +97,7 @@ func (l *lot) restoreVolume(path string, v volume) error {
 	if err := unix.Unlinkat(fd, v.Aside, unix.AT_REMOVEDIR); err != nil {
 		return err
 	}
-	return v.Attrs.apply(fd, ".")
+	return v.Attrs.apply(fd)
 }
 
 // emptyVolume deletes all but aside from the volume.
