@@ -43,8 +43,12 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 		return nil, err
 	}
 	res, err := b.run(ctx)
-	if cerr := b.close(); err == nil && cerr != nil {
+	cerr := b.close()
+	if err == nil && cerr != nil {
 		err = cerr
+	}
+	if err != nil {
+		err = b.failed(err, cerr)
 	}
 	if res != nil {
 		b.summarize(&res.Summary, started)
@@ -140,7 +144,7 @@ func (b *build) wire(ctx context.Context) {
 			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
 			Annotations: b.layerAnnotations(),
 		},
-		OnLayer: b.outputs.made,
+		About: b.contexts.about, OnLayer: b.outputs.made,
 	})
 	b.solver = solver.New(ctx, b.interp, solver.Options{SerialExec: true, Sink: b.sink, Plan: b.plan})
 }

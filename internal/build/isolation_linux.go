@@ -30,6 +30,7 @@ type room struct {
 	needs []string
 	box   *sandbox.InPlace
 	err   error
+	moved bool // files of this container were moved away
 }
 
 // possible tells why no command can be run here; nil if it can.
@@ -135,6 +136,7 @@ func (r *room) putBack() error {
 	if r.box == nil {
 		return nil
 	}
+	r.moved = r.moved || r.box.Moved()
 	return r.box.PutBack()
 }
 
@@ -145,6 +147,7 @@ func (r *room) close() error {
 	if r.box == nil {
 		return nil
 	}
+	r.moved = r.moved || r.box.Moved()
 	err := r.box.Close()
 	r.box, r.err = nil, errors.New("the sandbox is closed")
 	return err

@@ -20,6 +20,7 @@ type room struct {
 	contexts *contexts
 	network  *network
 	logf     func(format string, args ...any)
+	moved    bool
 }
 
 func (r *room) possible() error {

@@ -34,6 +34,7 @@ type outputs struct {
 	// targets are the vertices whose layers are in the image.
 	targets map[digest.Digest]bool
 	early   *export.Early
+	pushed  []Pushed
 	check   *errgroup.Group
 }
 
@@ -171,6 +172,7 @@ func (o *outputs) push(ctx context.Context, b *export.Bundle, res *Result) error
 		task.Logf("%s@%s", t.Name(), res.Digest)
 		res.Pushed = append(res.Pushed, Pushed{Ref: t.Name(), Digest: res.Digest})
 	}
+	o.pushed = res.Pushed
 	task.Done(err)
 	return err
 }

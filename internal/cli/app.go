@@ -40,6 +40,9 @@ type App struct {
 	Stdout  io.Writer
 	Stderr  io.Writer
 
+	// TerminationLog is the file for the message of a failed build; "" for none.
+	TerminationLog string
+
 	// Build runs "build" and the executor.
 	Build Runner
 	// Diff compares two images and reports whether they are equal.

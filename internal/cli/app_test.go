@@ -251,7 +251,7 @@ func TestExit(t *testing.T) {
 		{"never 0", codeError(256), 1, " try     more memory\nerror building image: npm ci: exit 256\n"},
 		{"several lines", errors.New("a\n b\n\nc"), 1, "a\n b\n\nc\nerror building image: a; b; c\n"},
 		{"position", errdefs.WithSource(errors.New("no c"), src), 1,
-			"Dockerfile:3: RUN c\n    2 | RUN b\n    3 > RUN c\n    4 | RUN d\nerror building image: Dockerfile:3: no c\n"},
+			"Dockerfile:3: RUN c\n    2 | RUN b\n    3 > RUN c\n    4 | RUN d\nerror building image: Dockerfile:3: RUN c: no c\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

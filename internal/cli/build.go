@@ -130,6 +130,10 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 	if err != nil {
 		return usageErrorf("--progress: %v", err)
 	}
+	termination := a.openTermination(&opt)
+	if termination != nil {
+		defer termination.Close()
+	}
 	for _, s := range opt.Secrets {
 		display.Redact(s.Value)
 	}
@@ -139,7 +143,11 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 		err = errors.Join(err, closeErr)
 	}
 	if err != nil {
-		return cleanError{err, display.Clean}
+		err = cleanError{err, display}
+		if termination != nil {
+			writeTermination(termination, err, exitCode(ctx, err))
+		}
+		return err
 	}
 	if !isQuiet(opt.Progress) {
 		fmt.Fprintln(a.Stderr, summaryLine(result.Summary))
@@ -171,20 +179,12 @@ func (a *App) printResult(opt *build.Options, result *build.Result) error {
 // cleanError shows an error without the values of secrets.
 type cleanError struct {
 	error
-	clean func(string) string
+	display *progress.Display
 }
 
-func (e cleanError) Error() string { return e.clean(e.error.Error()) }
+func (e cleanError) Error() string { return e.display.Clean(e.error.Error()) }
 
 func (e cleanError) Unwrap() error { return e.error }
-
-// Explain passes on the explanation of the error within, cleaned too.
-func (e cleanError) Explain() string {
-	if inner, ok := errors.AsType[explainer](e.error); ok {
-		return e.clean(inner.Explain())
-	}
-	return ""
-}
 
 func isQuiet(mode string) bool { return mode == "quiet" || mode == "none" || mode == "rawjson" }
 

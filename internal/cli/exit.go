@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -25,6 +26,9 @@ const (
 
 // failurePrefix starts the last line of a failed build. Scripts look for it.
 const failurePrefix = "error building image: "
+
+// lastLines is how much of a failed command's output is shown again.
+const lastLines = 10
 
 // An exitCoder is an error that decides how the program exits, like a RUN step
 // that failed.
@@ -87,7 +91,13 @@ func (a *App) printError(cmd *cobra.Command, err error) {
 	if cmd != nil && (cmd.Name() == "build" || cmd.Name() == "executor") {
 		prefix = failurePrefix
 	}
-	io.WriteString(a.Stderr, failureText(prefix, err, tailOf(err))) //nolint:errcheck // there is nowhere left to tell
+	text := ""
+	if e, ok := errors.AsType[cleanError](err); ok {
+		text = e.display.Clean(failureText(prefix, err, func(d digest.Digest) []string { return e.display.LastLines(d, lastLines) }))
+	} else {
+		text = failureText(prefix, err, nil)
+	}
+	io.WriteString(a.Stderr, text) //nolint:errcheck // there is nowhere left to tell
 	if usage, ok := errors.AsType[*usageError](err); ok && usage != nil && prefix == "error: " && cmd != nil {
 		fmt.Fprintf(a.Stderr, "see %s --help\n", cmd.CommandPath())
 	}

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
-
 	"hako/internal/build"
 	"hako/internal/layer"
 	"hako/internal/tree"
@@ -35,9 +33,6 @@ func explanation(err error) string {
 	}
 	if _, ok := errors.AsType[*layer.ReservedNameError](err); ok {
 		return " try     rename the file, or leave it out (.dockerignore, rm in the same RUN)"
-	}
-	if _, ok := errors.AsType[*parser.ErrorLocation](err); ok {
-		return " try     https://docs.docker.com/reference/dockerfile/ lists the instructions and their flags"
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return explainFull(err)

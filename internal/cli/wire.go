@@ -24,6 +24,8 @@ func Main(ctx context.Context, version string, args []string, supervisor *os.Fil
 		Stdin:   stdin,
 		Stdout:  stdout,
 		Stderr:  stderr,
+
+		TerminationLog: TerminationLog,
 		Diff:    compare,
 		Build: func(ctx context.Context, opt build.Options, sink progress.Sink) (*build.Result, error) {
 			opt.Supervisor = supervisor

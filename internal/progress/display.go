@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/progress/progressui"
+	"github.com/opencontainers/go-digest"
 )
 
 const (
@@ -124,6 +125,14 @@ func (d *Display) Clean(s string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.redact.clean(s)
+}
+
+// LastLines returns the end of what the vertex has printed, at most n lines,
+// if it has not succeeded.
+func (d *Display) LastLines(vertex digest.Digest, n int) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return lastLines(d.queue.ends[vertex], n)
 }
 
 // Send implements Sink. Events after Close are dropped.

@@ -25,7 +25,11 @@ type queue struct {
 	logBytes int
 	dropped  int64 // bytes of output that found no room
 	tails    map[streamKey][]byte
+	ends     map[digest.Digest][]byte // of the output of what has not succeeded
 }
+
+// maxEnd is how much of a vertex's output is kept to be shown again.
+const maxEnd = 8 << 10
 
 type statusKey struct {
 	vertex digest.Digest
@@ -42,6 +46,7 @@ func newQueue() queue {
 		vertexes: map[digest.Digest]*client.Vertex{},
 		statuses: map[statusKey]*client.VertexStatus{},
 		tails:    map[streamKey][]byte{},
+		ends:     map[digest.Digest][]byte{},
 	}
 }
 
@@ -75,6 +80,8 @@ func (q *queue) finish(e Done, r *redactor) {
 	v.Completed, v.Cached = &e.Time, e.Cached
 	if e.Err != nil {
 		v.Error = r.clean(e.Err.Error())
+	} else {
+		delete(q.ends, e.Vertex)
 	}
 	q.show(v)
 }
@@ -103,6 +110,11 @@ func (q *queue) addLog(key streamKey, data []byte, at time.Time) {
 	}
 	q.logs = append(q.logs, &client.VertexLog{Vertex: key.vertex, Stream: key.stream, Data: data, Timestamp: at})
 	q.logBytes += len(data)
+	end := append(q.ends[key.vertex], data...)
+	if len(end) > 2*maxEnd {
+		end = slices.Clone(end[len(end)-maxEnd:])
+	}
+	q.ends[key.vertex] = end
 }
 
 // flushVertex queues what was held back of the vertex's output.

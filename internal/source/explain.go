@@ -61,6 +61,12 @@ func (l *LocalFS) Explain(ctx context.Context, opt LocalOptions, ignoreFile []by
 	return a
 }
 
+// Near returns the paths of a tree that p may have been meant to be, the
+// likeliest first.
+func Near(ctx context.Context, fsys tree.FS, p string) []string {
+	return nearPaths(ctx, fsys, tree.Clean(p))
+}
+
 type explainer struct {
 	patterns []string
 	file     []byte

@@ -158,9 +158,9 @@ func (f *HTTPFile) save(st *store.Store, body io.Reader, checksum digest.Digest)
 	f.Digest = sha.Digest()
 	switch {
 	case verifier != nil && !verifier.Verified():
-		return fmt.Errorf("content of %d bytes is %s, which has not the checksum %s", f.Size, f.Digest, checksum)
+		return &ChecksumError{Size: f.Size, Got: f.Digest, Want: checksum}
 	case verifier == nil && checksum != "" && checksum != f.Digest:
-		return fmt.Errorf("content of %d bytes is %s, want %s", f.Size, f.Digest, checksum)
+		return &ChecksumError{Size: f.Size, Got: f.Digest, Want: checksum}
 	}
 	return w.Commit(store.Blobs, f.Digest)
 }
