@@ -4,6 +4,7 @@
 package build
 
 import (
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -52,6 +53,15 @@ func TestDoctorListsWhatIsRefused(t *testing.T) {
 		name, _, _ := strings.Cut(tt.listed, " another")
 		if !strings.HasPrefix(err.Error(), name) {
 			t.Errorf("error %q does not begin with %q", err, name)
+		}
+	}
+	doc, err := os.ReadFile("../../docs/differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range inPlaceExcept() {
+		if !strings.Contains(string(doc), "`"+name+"`") && !strings.Contains(string(doc), "**"+name) {
+			t.Errorf("docs/differences.md does not name %q", name)
 		}
 	}
 	for name := range listed {

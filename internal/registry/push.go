@@ -259,7 +259,7 @@ func (c *Client) PushManifest(ctx context.Context, ref name.Reference, mediaType
 		return a.fail("manifest", fmt.Errorf("%w: the manifest's digest is %s", ErrWrongContent, want))
 	}
 	err := c.retry(ctx, func() error {
-		resp, err := a.do(ctx, request{
+		resp, err := a.do(ctx, request{ //nolint:bodyclose // stored closes it
 			method: http.MethodPut, path: a.manifestPath(ref.Identifier()),
 			header: map[string]string{"Content-Type": mediaType},
 			size:   int64(len(raw)),
