@@ -263,7 +263,7 @@ func (b *build) close() error {
 		errs = append(errs, b.room.close())
 	}
 	if b.outputs != nil {
-		errs = append(errs, b.outputs.close())
+		b.outputs.close()
 	}
 	if b.endStore != nil {
 		errs = append(errs, b.endStore())

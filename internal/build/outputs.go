@@ -114,12 +114,11 @@ func (o *outputs) made(vertex digest.Digest, l *layer.Layer) {
 }
 
 // close ends what still goes on.
-func (o *outputs) close() error {
+func (o *outputs) close() {
 	if o.early != nil {
 		o.early.Stop()
 	}
 	_ = o.check.Wait() // its error was returned, or a worse one was
-	return nil
 }
 
 // export sends the results everywhere.

@@ -330,7 +330,7 @@ func TestDiffExit(t *testing.T) {
 func TestNearest(t *testing.T) {
 	t.Parallel()
 	names := []string{"push", "no-push", "platform", "destination"}
-	for in, want := range map[string]string{"pusch": "push", "platfrom": "platform", "nopush": "no-push", "qqqqqqqq": ""} {
+	for in, want := range map[string]string{"pusch": "push", "plattform": "platform", "nopush": "no-push", "qqqqqqqq": ""} {
 		if got := nearest(in, names); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", in, got, want)
 		}

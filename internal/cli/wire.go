@@ -26,7 +26,7 @@ func Main(ctx context.Context, version string, args []string, supervisor *os.Fil
 		Stderr:  stderr,
 
 		TerminationLog: TerminationLog,
-		Diff:    compare,
+		Diff:           compare,
 		Build: func(ctx context.Context, opt build.Options, sink progress.Sink) (*build.Result, error) {
 			opt.Supervisor = supervisor
 			return build.Run(ctx, opt, sink)

@@ -172,7 +172,7 @@ func (r *content) Close() error {
 	}
 	c := r.c
 	r.c = nil
-	if r.err != nil && r.err != io.EOF {
+	if r.err != nil && !errors.Is(r.err, io.EOF) {
 		return c.close()
 	}
 	r.l.returnCursor(c)

@@ -137,7 +137,7 @@ func (c *counter) Write(p []byte) (int, error) {
 
 // A writer turns changes into a tar and its index.
 type writer struct {
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // io.Writer takes none
 	opt   WriteOptions
 	tar   *tar.Writer
 	out   *counter // the uncompressed tar

@@ -252,7 +252,7 @@ func (c *copier) mkdirAll(p string) error {
 	if err != nil {
 		return err
 	}
-	_, err = mkdirAll(c.dst, p, c.mod.parents(), c.own, c.when)
+	err = mkdirAll(c.dst, p, c.mod.parents(), c.own, c.when)
 	return err
 }
 
@@ -273,7 +273,7 @@ func (c *copier) prepareTarget(e tree.Entry, dest string, contents bool) (string
 	if contents && isDir && !exists {
 		dir = dest
 	}
-	_, err = mkdirAll(c.dst, dir, c.mod.parents(), c.own, c.when)
+	err = mkdirAll(c.dst, dir, c.mod.parents(), c.own, c.when)
 	return dest, err
 }
 

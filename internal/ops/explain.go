@@ -101,4 +101,3 @@ func (f ContextFacts) rule(pattern string, line int) string {
 	}
 	return fmt.Sprintf("%s line %d (%q)", f.IgnoreName, line, pattern)
 }
-

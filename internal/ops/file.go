@@ -102,7 +102,8 @@ type fileState struct {
 	fsys    tree.FS
 }
 
-// outputs checks the graph and returns the actions that make output 0, 1, …
+// outputs checks the graph and returns the actions that make output 0, 1
+// and so on.
 func (g *fileGraph) outputs() ([]int, error) {
 	byOutput := map[int]int{}
 	for i, a := range g.actions {

@@ -24,7 +24,7 @@ func mkdir(o *tree.Overlay, a *pb.FileActionMkDir, own *owner, when time.Time) e
 	}
 	perm := tree.Mode(a.Mode) & 0o777
 	if a.MakeParents {
-		_, err = mkdirAll(o, p, perm, own, when)
+		err = mkdirAll(o, p, perm, own, when)
 	} else if _, lerr := o.Lstat(p); errors.Is(lerr, fs.ErrNotExist) {
 		err = mkdirOne(o, p, perm, own, when)
 	} else {
@@ -36,23 +36,23 @@ func mkdir(o *tree.Overlay, a *pb.FileActionMkDir, own *owner, when time.Time) e
 	return nil
 }
 
-// mkdirAll makes the directory p and its parents as far as they are missing,
-// and reports whether p was. p is resolved.
-func mkdirAll(o *tree.Overlay, p string, perm tree.Mode, own *owner, when time.Time) (bool, error) {
+// mkdirAll makes the directory p and its parents as far as they are missing. p
+// is resolved.
+func mkdirAll(o *tree.Overlay, p string, perm tree.Mode, own *owner, when time.Time) error {
 	e, err := o.Lstat(p)
 	if err == nil {
 		if !e.Mode.IsDir() {
-			return false, &fs.PathError{Op: "mkdir", Path: "/" + p, Err: syscall.ENOTDIR}
+			return &fs.PathError{Op: "mkdir", Path: "/" + p, Err: syscall.ENOTDIR}
 		}
-		return false, nil
+		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+		return err
 	}
-	if _, err := mkdirAll(o, tree.Parent(p), perm, own, when); err != nil {
-		return false, err
+	if err := mkdirAll(o, tree.Parent(p), perm, own, when); err != nil {
+		return err
 	}
-	return true, mkdirOne(o, p, perm, own, when)
+	return mkdirOne(o, p, perm, own, when)
 }
 
 // mkdirOne makes one directory in an existing one.

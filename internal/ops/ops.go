@@ -85,7 +85,7 @@ type Interpreter struct {
 
 	mu    sync.Mutex
 	facts Facts
-	views map[tree.FS]view           // of the build contexts
+	views map[tree.FS]view         // of the build contexts
 	used  map[digest.Digest]string // contents of secrets given to commands, which no layer may hold
 }
 

@@ -53,7 +53,7 @@ func (u *unpacker) unpack(src tree.FS, from, dest string) (bool, error) {
 	if u.dest, err = rootPath(u.dst, dest, true); err != nil {
 		return false, err
 	}
-	if _, err := mkdirAll(u.dst, u.dest, 0o755, u.own, u.when); err != nil {
+	if err := mkdirAll(u.dst, u.dest, 0o755, u.own, u.when); err != nil {
 		return false, err
 	}
 	u.in = subtree{u.dst, u.dest}
@@ -179,7 +179,7 @@ func (u *unpacker) target(name string) (string, error) {
 	}
 	dir := tree.Join(u.dest, parent)
 	root := owner{}
-	if _, err := mkdirAll(u.dst, dir, 0o755, &root, u.clock); err != nil {
+	if err := mkdirAll(u.dst, dir, 0o755, &root, u.clock); err != nil {
 		return "", err
 	}
 	return tree.Join(dir, tree.Base(p)), nil

@@ -512,10 +512,7 @@ func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*
 	if err := s.recordBefore(ctx); err != nil {
 		return nil, errors.Join(err, live.Close())
 	}
-	clean, err := s.cleanShared()
-	if err != nil {
-		return nil, errors.Join(err, live.Close())
-	}
+	clean := s.cleanShared()
 	pl := &placer{s: s, root: live, masked: s.masked()}
 	err = pl.place(ctx, p)
 	var peak int64
@@ -653,7 +650,7 @@ func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS,
 
 // cleanShared remembers what is in the shared memory file systems that commands
 // see, and returns a function that removes what a command left there.
-func (s *InPlace) cleanShared() (func() error, error) {
+func (s *InPlace) cleanShared() func() error {
 	dirs := []string{"/dev/shm", "/dev/mqueue"}
 	had := make(map[string]map[string]bool)
 	for _, d := range dirs {
@@ -685,7 +682,7 @@ func (s *InPlace) cleanShared() (func() error, error) {
 			}
 		}
 		return nil
-	}, nil
+	}
 }
 
 func isMountPoint(p string) bool {

@@ -102,10 +102,9 @@ func (c *testCase) set(name, data string) {
 // A place is a case laid out in a directory.
 type place struct {
 	*testCase
-	w         *world
-	dir       string // holds context, home and out
-	front     string // host:port of the faulty registry
-	container string // id
+	w     *world
+	dir   string // holds context, home and out
+	front string // host:port of the faulty registry
 }
 
 // lay writes a case's files, starts its faulty registry and plants what no text
