@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"os"
+	"runtime/debug"
 
 	"hako/internal/cli"
 	"hako/internal/sandbox"
@@ -17,6 +18,9 @@ var version string // set by the Makefile; empty means: ask the build info
 
 func main() {
 	args, supervisor := sandbox.Init(os.Args)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // pods have little memory, and most of our time is not in the heap
+	}
 	ctx, stop := cli.WithSignals(context.Background(), os.Exit)
 	code := cli.Main(ctx, version, args, supervisor, os.Stdin, os.Stdout, os.Stderr)
 	stop()

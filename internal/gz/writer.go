@@ -31,8 +31,9 @@ import (
 // would need its window.
 const (
 	// DefaultLevel is the compression level of a [Writer] unless told otherwise.
-	// It is the fastest at which layers are no bigger than BuildKit's.
-	DefaultLevel = 8
+	// It is the fastest at which layers are about as big as BuildKit's: text is
+	// smaller, binaries are 0.3 to 0.5 % bigger, in half the time.
+	DefaultLevel = 7
 	// BlockSize is how many bytes of input are compressed as one. Changing it
 	// changes the digests of all layers.
 	BlockSize = 1 << 20

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"sort"
-	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -166,7 +165,7 @@ func (w *walker) node(fd int, name, path string) (node, error) {
 		return node{}, err
 	}
 	n := node{
-		name: strings.Clone(name), ino: st.Ino, dev: uint64(st.Dev), rdev: uint64(st.Rdev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
+		name: name, ino: st.Ino, dev: uint64(st.Dev), rdev: uint64(st.Rdev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
 		nlink: uint32(min(st.Nlink, 1<<31)), mtime: unix.TimespecToNsec(st.Mtim), ctime: unix.TimespecToNsec(st.Ctim), //nolint:unconvert // differs by architecture
 	}
 	n.masked = w.masked[path]
