@@ -177,13 +177,15 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	} else {
 		s.known = known
 	}
-	if err := s.run(); err != nil {
-		return nil, err
+	err = s.run()
+	if err == nil {
+		// The padding of the tar, and what a writer may have left behind it,
+		// belongs to both digests.
+		_, err = io.Copy(io.Discard, s.r)
 	}
-	// The padding of the tar, and what a writer may have left behind it,
-	// belongs to both digests.
-	if _, err := io.Copy(io.Discard, s.r); err != nil {
-		return nil, err
+	if err != nil {
+		ahead.Close()
+		return nil, blame(ctx, in, err)
 	}
 	ahead.Close()
 	if _, err := io.Copy(io.Discard, in); err != nil {
@@ -201,6 +203,18 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 		return known, nil
 	}
 	return l.saveIndex(s.build, points)
+}
+
+// blame reads the rest of a blob that could not be read as a layer: if its bytes
+// are the wrong ones, that is the fault, whatever they looked like.
+func blame(ctx context.Context, in io.Reader, err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); ok || ctx.Err() != nil {
+		return err // of the disk, not of the bytes
+	}
+	if _, rerr := io.Copy(io.Discard, in); rerr != nil {
+		return rerr
+	}
+	return err
 }
 
 // saveIndex stores a finished index and maps it.
