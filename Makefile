@@ -25,7 +25,7 @@ demo: build ## Build an example image, without a registry or root of your own
 	$(GO) run ./demo
 
 test: ## Run all tests; each group that something of the machine is missing for is named with its reason
-	$(GO) test -timeout 30m ./...
+	$(GO) run ./hack/gotest -timeout 30m ./...
 
 cover: ## Run all tests and show how much of the code they reach
 	$(GO) test -coverprofile=bin/cover.out ./... && $(GO) tool cover -func=bin/cover.out | tail -1
