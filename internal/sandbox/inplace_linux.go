@@ -566,6 +566,10 @@ func (s *InPlace) volumeRecord(ctx context.Context, m, aside string) (*record, e
 		return nil, fmt.Errorf("look at the volume /%s: %w", m, err)
 	}
 	defer unix.Close(fd)
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) == nil && fs.Flags&unix.ST_RDONLY != 0 {
+		return nil, nil // a command cannot write there; the kubelet may
+	}
 	masked := make(map[string]bool)
 	for _, other := range s.lot.mounts() {
 		if other != m && tree.Within(other, m) {

@@ -75,6 +75,7 @@ func (p *Probe) examineParking(ctx context.Context, work string, mounts []mountL
 		switch {
 		case n == top || n == "busybox":
 			p.Parking.Stays = append(p.Parking.Stays, path)
+			p.viewBelow(path, mounts) // like credentials in /kaniko/.docker
 		case at[path]:
 			p.Parking.Stays = append(p.Parking.Stays, path)
 			p.InView = append(p.InView, path)
@@ -95,12 +96,7 @@ func (p *Probe) parkDir(ctx context.Context, t *trial, root int, name string, mo
 		files, bytes := measure(ctx, path)
 		p.Parking.CopyFiles += files
 		p.Parking.CopyBytes += bytes
-		// What is mounted below a directory that cannot be renamed stays.
-		for _, m := range mounts {
-			if strings.HasPrefix(m.path, path+"/") {
-				p.InView = append(p.InView, m.path)
-			}
-		}
+		p.viewBelow(path, mounts)
 	case unix.EBUSY:
 		p.Parking.Stays = append(p.Parking.Stays, path)
 		p.InView = append(p.InView, path)
@@ -109,6 +105,15 @@ func (p *Probe) parkDir(ctx context.Context, t *trial, root int, name string, mo
 	default:
 		p.Parking.Known = false
 		p.Parking.Why = "rename " + path + ": " + errnoName(err)
+	}
+}
+
+// viewBelow notes what is mounted below a directory that stays.
+func (p *Probe) viewBelow(dir string, mounts []mountLine) {
+	for _, m := range mounts {
+		if strings.HasPrefix(m.path, dir+"/") && !slices.Contains(p.InView, m.path) {
+			p.InView = append(p.InView, m.path)
+		}
 	}
 }
 
