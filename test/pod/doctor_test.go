@@ -100,6 +100,7 @@ func TestDoctor(t *testing.T) {
 
 func (w *world) doctorInPod(t *testing.T, image string) {
 	s, _ := w.spec(t, image, w.files(t, nil), true)
+	s.Mounts = append(s.Mounts, rig.Mount{Source: w.files(t, map[string]string{"config.json": "{}"}), Target: "/kaniko/.docker", ReadOnly: true})
 	text, r := w.doctor(t, s, "--destination="+w.Registry+"/result:1", "--insecure-registry="+w.Registry)
 	says(t, text.Stdout,
 		"user 0:0, not in a user namespace",
@@ -117,7 +118,7 @@ func (w *world) doctorInPod(t *testing.T, image string) {
 	if !r.Runs || !r.Parking.Known || len(r.Parking.Copies) > 0 && r.Parking.CopyFiles > 10 {
 		t.Errorf("in an image of hako alone next to nothing is copied: %+v", r.Parking)
 	}
-	for _, m := range []string{"/proc", "/sys", "/dev", "/workspace"} {
+	for _, m := range []string{"/proc", "/sys", "/dev", "/workspace", "/kaniko/.docker"} {
 		if !slices.Contains(r.InView, m) {
 			t.Errorf("%s is not said to stay in view: %q", m, r.InView)
 		}
