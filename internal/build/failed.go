@@ -5,6 +5,7 @@ package build
 
 import (
 	"io"
+	"path/filepath"
 	"strings"
 
 	"hako/internal/ops"
@@ -70,6 +71,9 @@ const ignoreSuffix = ".dockerignore"
 func (c *contexts) about(name string) (facts ops.ContextFacts) {
 	if name == localContext {
 		facts.Where = c.dir
+		if abs, err := filepath.Abs(c.dir); err == nil {
+			facts.Where = "dir://" + abs
+		}
 		facts.IgnoreName = c.filename + ignoreSuffix
 		if facts.IgnoreText = readSmall(c.locals[localDockerfile], facts.IgnoreName); facts.IgnoreText != nil {
 			return facts

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"path/filepath"
 	"syscall"
 
@@ -33,6 +34,13 @@ func explanation(err error) string {
 	}
 	if _, ok := errors.AsType[*layer.ReservedNameError](err); ok {
 		return " try     rename the file, or leave it out (.dockerignore, rm in the same RUN)"
+	}
+	if _, ok := errors.AsType[*layer.EscapeError](err); ok {
+		return " why     whoever unpacked it as it is written would write outside the image: such a layer is broken, or an attack\n" +
+			" try     another base; tell whoever made this one"
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
+		return " try     check the host's name; this place's name servers do not know it"
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return explainFull(err)

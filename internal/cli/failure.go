@@ -14,6 +14,7 @@ import (
 
 	"hako/internal/frontend"
 	"hako/internal/registry"
+	"hako/internal/sandbox"
 	"hako/internal/solver"
 )
 
@@ -144,6 +145,9 @@ func (f *failure) writePlace(b *strings.Builder) {
 
 // message is the cause in one line.
 func (f *failure) message() string {
+	if e, ok := errors.AsType[*sandbox.UnsupportedError](f.cause); ok {
+		return e.What + ": not possible here" // why is said above
+	}
 	msg := oneLine(f.cause.Error())
 	first, _ := f.span()
 	for _, p := range []string{f.where() + ": ", fmt.Sprintf("dockerfile parse error on line %d: ", first)} {
@@ -182,11 +186,10 @@ func failureText(prefix string, err error, tail func(digest.Digest) []string) st
 	if msg := strings.TrimSpace(f.cause.Error()); strings.Contains(msg, "\n") {
 		b.WriteString(msg + "\n")
 	}
-	if text := explanation(err); text != "" {
-		b.WriteString(strings.TrimRight(text, "\n") + "\n")
-	}
 	if f.near != "" {
-		fmt.Fprintf(&b, " near    the stage %q, if that was meant\n", f.near)
+		fmt.Fprintf(&b, " why     no stage has that name, so it was taken for an image's\n near    the stage %q\n", f.near)
+	} else if text := explanation(err); text != "" {
+		b.WriteString(strings.TrimRight(text, "\n") + "\n")
 	}
 	if s, ok := errors.AsType[stater](err); ok && s.State() != "" {
 		b.WriteString(" state   " + s.State() + "\n")

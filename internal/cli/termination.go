@@ -73,7 +73,8 @@ func kindOf(err error) string {
 		return registryKind(e)
 	}
 	_, isStatus := errors.AsType[*source.HTTPStatusError](err)
-	_, isNet := errors.AsType[net.Error](err)
+	_, isDNS := errors.AsType[*net.DNSError](err)
+	_, isNet := errors.AsType[*net.OpError](err)
 	_, isMissing := errors.AsType[*ops.NotFoundError](err)
 	_, hasChanged := errors.AsType[*tree.SizeError](err)
 	_, isStep := errors.AsType[*solver.VertexError](err)
@@ -84,7 +85,7 @@ func kindOf(err error) string {
 		return "context-changed"
 	case errors.Is(err, layer.ErrDigestMismatch):
 		return "corrupt"
-	case isStatus, isNet:
+	case isStatus, isDNS, isNet:
 		return "network"
 	case isMissing:
 		return "file-not-found"

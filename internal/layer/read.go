@@ -419,13 +419,19 @@ func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
 func cleanName(name string) (string, error) {
 	c := path.Clean(strings.TrimLeft(name, "/"))
 	if c == ".." || strings.HasPrefix(c, "../") {
-		return "", fmt.Errorf("entry %q leaves the image's root", name)
+		return "", &EscapeError{Name: name}
 	}
 	if len(name) > maxNameSize || strings.IndexByte(name, 0) >= 0 {
 		return "", fmt.Errorf("entry with a broken name of %d bytes", len(name))
 	}
 	return tree.Clean(c), nil
 }
+
+// An EscapeError is returned for a layer with a name that leads out of the
+// image's root.
+type EscapeError struct{ Name string }
+
+func (e *EscapeError) Error() string { return fmt.Sprintf("entry %q leaves the image's root", e.Name) }
 
 // entryOf returns what a tar header says, in the terms of trees.
 func entryOf(h *tar.Header, name string) (*tree.Entry, error) {

@@ -206,7 +206,7 @@ func (in *Interpreter) mount(ctx context.Context, p *sandbox.Process, m *pb.Moun
 			if m.SSHOpt.Optional {
 				return nil
 			}
-			return fmt.Errorf("no ssh agent %q was given: add --ssh %s", id, id)
+			return &MissingError{What: fmt.Sprintf("the ssh agent %q", id), Remedy: "--ssh " + id + ", or --ssh " + id + "=PATH of a socket or a key"}
 		}
 		sm.Mode, sm.UID, sm.GID = treeMode(uint64(m.SSHOpt.Mode)&0o777), m.SSHOpt.Uid, m.SSHOpt.Gid
 	default:
@@ -227,7 +227,7 @@ func (in *Interpreter) secret(id string, optional bool) ([]byte, error) {
 		if optional {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("secret %q was not given: add --secret id=%s,src=FILE", id, id)
+		return nil, &MissingError{What: fmt.Sprintf("the secret %q", id), Remedy: "--secret id=" + id + ",src=FILE or --secret id=" + id + ",env=NAME"}
 	}
 	if v == nil {
 		v = []byte{}

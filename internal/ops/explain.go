@@ -14,10 +14,19 @@ import (
 
 // ContextFacts are what messages say of a build context.
 type ContextFacts struct {
-	Where      string // the directory
+	Where      string // such as dir:///workspace
 	IgnoreName string // of its ignore file, "" if there is none
 	IgnoreText []byte
 }
+
+// A MissingError is returned for what a command requires and nobody gave: a
+// secret or an ssh agent.
+type MissingError struct{ What, Remedy string }
+
+func (e *MissingError) Error() string { return e.What + " was not given" }
+
+// Explain tells how to give it.
+func (e *MissingError) Explain() string { return " try     " + e.Remedy }
 
 // A view is the part of a build context that one source shows.
 type view struct {
@@ -70,7 +79,7 @@ func (in *Interpreter) explainContext(ctx context.Context, v view, p string) str
 		where = fmt.Sprintf("the build context %q", v.name)
 	}
 	if facts.Where != "" {
-		where += " " + facts.Where
+		where += " (" + facts.Where + ")"
 	}
 	if facts.IgnoreName == "" {
 		facts.IgnoreName = "the ignore file"

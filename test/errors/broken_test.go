@@ -38,8 +38,8 @@ func pushBroken(ctx context.Context, registry string) error {
 		// An entry through a link that leads out of the root, if not resolved in it.
 		"escaping": {
 			{Typeflag: tar.TypeDir, Name: "escape-dir/"},
-			{Typeflag: tar.TypeSymlink, Name: "out", Linkname: "/../../../../escape-dir"},
-			{Name: "out/file", Size: 3},
+			{Typeflag: tar.TypeSymlink, Name: "exit", Linkname: "/../../../../escape-dir"},
+			{Name: "exit/file", Size: 3},
 		},
 		"wrongdiffid": {ok},
 		"kaniko":      {{Typeflag: tar.TypeDir, Name: "kaniko/"}, {Name: "kaniko/executor", Size: 3}},
@@ -139,10 +139,12 @@ func prepare(t *testing.T, p *place, what string) {
 			_, _ = rand.Read(data)
 			err = os.WriteFile(filepath.Join(bctx, "random"), data, 0o644)
 		}
-	case "plain-name":
+	case "host": // the front is known by this name
 		_, port, _ := strings.Cut(p.front, ":")
-		p.front = "registry.test:" + port
+		p.front = value + ":" + port
 		p.rewrite(t)
+	case "link":
+		err = errors.Join(os.Mkdir(filepath.Join(bctx, "links"), 0o755), os.Symlink("/srv", filepath.Join(bctx, "links", "out")))
 	case "shrinking":
 		err = shrink(t, filepath.Join(bctx, "big"), filepath.Join(p.dir, "store"))
 	default:

@@ -161,6 +161,10 @@ var rules = []rule{
 	// Memory used, which differs from run to run; limits do not.
 	{regexp.MustCompile(`\bused (at most )?[0-9]+\b`), "used ${1}N"},
 	{regexp.MustCompile(`\bhako [0-9]+\b`), "hako N"},
+	// How far a file that changes had been read, and temporary files.
+	{regexp.MustCompile(`[0-9]+ bytes now`), "N bytes now"},
+	{regexp.MustCompile(`/run/[0-9]+/tmp/w[0-9]+`), "/run/N/tmp/wN"},
+	{regexp.MustCompile(`\.image\.tar\.[0-9]+`), ".image.tar.N"},
 	// Free space of the machine's own disks.
 	{regexp.MustCompile(`[0-9.]+ [kMGT]?B free`), "SPACE free"},
 	{regexp.MustCompile(`/\.hako-[0-9]+-[0-9a-f]+`), "/.hako-ID"},

@@ -67,7 +67,8 @@ func (w *world) onMachine(ctx context.Context, t *testing.T, p *place) said {
 func (w *world) inPod(ctx context.Context, t *testing.T, p *place) said {
 	t.Helper()
 	log := filepath.Join(p.dir, "termination-log")
-	if err := writeFile(log, "", 0o666); err != nil {
+	// As the kubelet makes it.
+	if err := errors.Join(writeFile(log, "", 0o666), os.Chmod(log, 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	s := rig.PodSpec{
