@@ -358,20 +358,38 @@ func comparePath(a []byte, b string) int {
 
 // An indexBuilder collects records in the order of a tar.
 type indexBuilder struct {
-	buf     []byte
-	pos     []uint32
+	chunks  [][]byte // never copied to grow: an index of a large layer is tens of megabytes
+	pos     []place
 	links   map[int]string // record number → target path, for hard links
 	implied bool
 	low     bool // there are links to lower layers
 }
 
 func (b *indexBuilder) add(r *record) error {
-	if len(b.buf) > 1<<31 {
-		return errors.New("index too large")
+	last := len(b.chunks) - 1
+	if last < 0 || cap(b.chunks[last])-len(b.chunks[last]) < maxRecord {
+		b.chunks = append(b.chunks, make([]byte, 0, chunkSize))
+		last++
 	}
-	b.pos = append(b.pos, uint32(len(b.buf)))
-	b.buf = appendRecord(b.buf, r)
+	// A record larger than maxRecord, with long attributes, makes append move
+	// the chunk, which changes no offset.
+	b.pos = append(b.pos, place{uint32(last), uint32(len(b.chunks[last]))})
+	b.chunks[last] = appendRecord(b.chunks[last], r)
 	return nil
+}
+
+// A place is where a record is in the chunks.
+type place struct{ chunk, off uint32 }
+
+const (
+	chunkSize = 256 << 10
+	maxRecord = 4 << 10
+)
+
+// raw returns record n, encoded, with what follows it.
+func (b *indexBuilder) raw(n int) []byte {
+	p := b.pos[n]
+	return b.chunks[p.chunk][p.off:]
 }
 
 // addLink adds a hard link at p to target; which file that is, is settled by finish.
@@ -384,7 +402,7 @@ func (b *indexBuilder) addLink(p, target string) error {
 }
 
 func (b *indexBuilder) path(n int) []byte {
-	d := decoder{b: b.buf[b.pos[n]:]}
+	d := decoder{b: b.raw(n)}
 	d.kind()
 	return d.bytes()
 }
@@ -458,14 +476,14 @@ func (b *indexBuilder) implyParents(out *indexWriter, prev, p string) bool {
 func (b *indexBuilder) merge(same []int, groups map[int]int) (record, error) {
 	var out record
 	for _, n := range same {
-		r, err := decodeRecord(b.buf[b.pos[n]:])
+		r, err := decodeRecord(b.raw(n))
 		if err != nil {
 			return out, err
 		}
 		if r.kind&lowlink != 0 {
 			if t, ok := groups[n]; ok {
 				p := r.Path
-				if r, err = decodeRecord(b.buf[b.pos[t]:]); err != nil {
+				if r, err = decodeRecord(b.raw(t)); err != nil {
 					return out, err
 				}
 				r.Path = p
@@ -505,7 +523,7 @@ func (b *indexBuilder) bindLinks(order []int) (map[int]int, error) {
 		i := sort.Search(len(order), func(i int) bool { return comparePath(b.path(order[i]), target) >= 0 })
 		found := -1
 		for ; i < len(order) && string(b.path(order[i])) == target && order[i] < n; i++ {
-			if kind(b.buf[b.pos[order[i]]])&(present|lowlink) != 0 {
+			if kind(b.raw(order[i])[0])&(present|lowlink) != 0 {
 				found = order[i]
 			}
 		}
@@ -522,7 +540,7 @@ func (b *indexBuilder) bindLinks(order []int) (map[int]int, error) {
 			}
 			found = t
 		}
-		r, err := decodeRecord(b.buf[b.pos[found]:])
+		r, err := decodeRecord(b.raw(found))
 		if err != nil {
 			return nil, err
 		}

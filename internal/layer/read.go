@@ -351,7 +351,7 @@ func (s *scanner) ours(p string) bool {
 		// The first deletion: most layers have none, and need no such table.
 		s.made = make(map[string]bool)
 		for n := range s.build.pos {
-			if kind(s.build.buf[s.build.pos[n]])&(present|lowlink) != 0 {
+			if kind(s.build.raw(n)[0])&(present|lowlink) != 0 {
 				s.note(string(s.build.path(n)))
 			}
 		}

@@ -34,6 +34,22 @@ const keptXattr = "security.capability"
 // at it first.
 var ErrChanged = errors.New("changed during the build")
 
+// A SecretError is returned for a file whose content no layer may hold.
+type SecretError struct {
+	Path string
+	Name string // what to call the content
+}
+
+func (e *SecretError) Error() string {
+	return fmt.Sprintf("/%s: holds %s, which must not get into an image", e.Path, e.Name)
+}
+
+// Explain tells how to use a secret without keeping it.
+func (e *SecretError) Explain() string {
+	return " why     everybody who can pull the image could read it\n" +
+		" try     use it where it is mounted, or remove the copy in the same RUN"
+}
+
 // WriteOptions say how a layer is written.
 type WriteOptions struct {
 	// Created is the layer's time in the image's history, and the mtime of whiteouts.
@@ -209,7 +225,7 @@ func (w *writer) entry(c *tree.Change) error {
 			return fmt.Errorf("/%s: %w", c.Path, err)
 		}
 		if name, ok := w.opt.Forbidden[sum]; ok {
-			return fmt.Errorf("/%s: holds %s, which must not get into an image", c.Path, name)
+			return &SecretError{Path: c.Path, Name: name}
 		}
 		e.Digest = sum
 	}

@@ -48,3 +48,20 @@ func (e *VolumeError) Explain() string {
 
 // Moved tells whether this container's own files were moved away.
 func (s *InPlace) Moved() bool { return s.parked }
+
+// A UserError is returned for a USER that cannot be found in the image.
+type UserError struct {
+	User string
+	Err  error
+}
+
+func (e *UserError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *UserError) Unwrap() error { return e.Err }
+
+// Explain tells how to have such a user.
+func (e *UserError) Explain() string {
+	return fmt.Sprintf(" why     USER %s has to be in the image's /etc/passwd, its group in /etc/group, before the first RUN under it\n"+
+		" try     RUN adduser … before USER, or a number: USER 1000:1000 needs no entry", e.User)
+}

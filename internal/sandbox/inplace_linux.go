@@ -404,6 +404,12 @@ func (s *InPlace) makeRoom(_ context.Context, base tree.FS) error {
 		if v.aside != "" || !s.needed(m, base) {
 			continue
 		}
+		if e, err := base.Lstat(m); err == nil && !e.Mode.IsDir() {
+			return &UnsupportedError{
+				What: "RUN", Why: fmt.Sprintf("the image has a file or a link at /%s, where this container has a volume", m),
+				Remedy: fmt.Sprintf("mount the volume somewhere else than /%s", m),
+			}
+		}
 		if err := s.parkVolume(m); err != nil {
 			return err
 		}

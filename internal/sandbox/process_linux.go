@@ -45,7 +45,7 @@ func getenv(env []string, key string) (string, bool) {
 func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
 	uid, gid, groups, home, err := tree.ExecUser(r.root, p.User)
 	if err != nil {
-		return 0, fmt.Errorf("user %q: %w", p.User, err)
+		return 0, &UserError{User: p.User, Err: err}
 	}
 	if !slices.Contains(groups, gid) { // as containerd's ensureAdditionalGids
 		groups = append([]uint32{gid}, groups...)

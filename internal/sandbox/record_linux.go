@@ -33,11 +33,10 @@ type dirRecord struct{ nodes []node }
 type node struct {
 	name  string
 	ino   uint64
-	dev   uint64
-	rdev  uint64
-	size  int64
+	size  int64 // of a device, its number
 	mtime int64
 	ctime int64
+	dev   uint32 // the low bits, which tell the file systems of one tree apart
 	mode  uint32
 	uid   uint32
 	gid   uint32
@@ -54,7 +53,7 @@ func (n *node) isDir() bool { return n.mode&unix.S_IFMT == unix.S_IFDIR }
 // it did afterwards; the file system was tested for that (selftest_linux.go).
 func (n *node) same(o *node) bool {
 	return n.ino == o.ino && n.dev == o.dev && n.ctime == o.ctime && n.mode == o.mode && n.uid == o.uid &&
-		n.gid == o.gid && n.size == o.size && n.mtime == o.mtime && n.rdev == o.rdev
+		n.gid == o.gid && n.size == o.size && n.mtime == o.mtime
 }
 
 // takeRecord walks the tree under the open directory fd. masked has the paths
@@ -165,12 +164,15 @@ func (w *walker) node(fd int, name, path string) (node, error) {
 		return node{}, err
 	}
 	n := node{
-		name: name, ino: st.Ino, dev: uint64(st.Dev), rdev: uint64(st.Rdev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
+		name: name, ino: st.Ino, dev: uint32(st.Dev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
 		nlink: uint32(min(st.Nlink, 1<<31)), mtime: unix.TimespecToNsec(st.Mtim), ctime: unix.TimespecToNsec(st.Ctim), //nolint:unconvert // differs by architecture
+	}
+	if t := st.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
+		n.size = int64(st.Rdev)
 	}
 	n.masked = w.masked[path]
 	if n.isDir() {
-		n.size = 0
+		n.size = 0 // moves with every name, and says nothing
 		if !n.masked {
 			n.kids = &dirRecord{}
 		}

@@ -20,14 +20,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// terminationLog is where Kubernetes reads a container's last message from.
+const terminationLog = "/dev/termination-log"
+
 type supervisor struct {
 	cmd  *exec.Cmd
 	pipe *os.File
+	ooms int64 // processes that the memory limit had killed before
+	// tells is set for kaniko's personality, which tells Kubernetes how it ended,
+	// unless the digest is to go there.
+	tells bool
 }
 
 func (s *supervisor) run(args []string) int {
 	// PR_SET_PDEATHSIG counts the thread that forked as the parent.
 	runtime.LockOSThread()
+	s.ooms = oomKills()
+	s.tells = slices.Contains([]string{filepath.Base(args[0]), args[min(1, len(args)-1)]}, "executor") &&
+		!slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, terminationLog) })
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
@@ -82,17 +92,30 @@ func reapUntil(pid int) unix.WaitStatus {
 func (s *supervisor) finish(ws unix.WaitStatus) int {
 	killDescendants()
 	work, _ := io.ReadAll(s.pipe)
-	if n := strings.TrimSpace(string(work)); n != "" && ws.Signaled() {
+	if !ws.Signaled() {
+		return ws.ExitStatus()
+	}
+	state := "this container's files were not touched"
+	if n := strings.TrimSpace(string(work)); n != "" {
+		state = "this container's files are back as they were"
 		if err := Restore(strings.Split(n, "\n")[0]); err != nil {
-			fmt.Fprintf(os.Stderr, "restore this container: %v\n", err)
+			state = fmt.Sprintf("this container's files are NOT all back (%v): hako restore tries again", err)
 		}
 	}
-	if ws.Signaled() {
-		fmt.Fprintf(os.Stderr, " state   nothing was tagged; this container's files are back as they were\n"+
-			"error building image: hako was killed by signal %d (%s)\n", ws.Signal(), ws.Signal())
-		return 128 + int(ws.Signal())
+	code, kind := 128+int(ws.Signal()), "killed"
+	if limit := memoryLimit(); oomKills() > s.ooms && limit > 0 {
+		kind = "oom"
+		fmt.Fprintf(os.Stderr, " why     out of memory: the container's limit is %d MiB\n try     resources.limits.memory: %s\n", limit>>20, quantity(2*limit))
 	}
-	return ws.ExitStatus()
+	fmt.Fprintf(os.Stderr, " state   nothing was tagged; %s\nerror building image: hako was killed by signal %d (%s)\n", state, ws.Signal(), signalName(int(ws.Signal())))
+	if s.tells {
+		// What the engine itself would have written.
+		if f, err := os.OpenFile(terminationLog, os.O_WRONLY|os.O_TRUNC, 0); err == nil {
+			fmt.Fprintf(f, "{\"kind\":%q,\"exit\":%d}\n", kind, code)
+			f.Close()
+		}
+	}
+	return code
 }
 
 // killDescendants kills every child, and so, as orphans come to us, every
