@@ -22,7 +22,7 @@ import (
 const workspaceDockerfile = `FROM base.test/busybox
 WORKDIR /workspace
 COPY a.txt copied
-RUN ls | sort > listing && echo made > made && rm copied
+RUN ls | sort > /listing && cp /listing . && echo made > made && rm copied
 RUN cat made listing > /seen
 `
 
