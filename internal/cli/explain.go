@@ -6,6 +6,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"path/filepath"
@@ -41,6 +42,9 @@ func explanation(err error) string {
 	}
 	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
 		return " try     check the host's name; this place's name servers do not know it"
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return " why     what was being read ends too early: it was cut off when it was made or copied\n try     make or fetch it again"
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return explainFull(err)

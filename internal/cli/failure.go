@@ -145,7 +145,7 @@ func (f *failure) writePlace(b *strings.Builder) {
 
 // message is the cause in one line.
 func (f *failure) message() string {
-	if e, ok := errors.AsType[*sandbox.UnsupportedError](f.cause); ok {
+	if e, ok := errors.AsType[*sandbox.UnsupportedError](f.cause); ok && e.What != "RUN" {
 		return e.What + ": not possible here" // why is said above
 	}
 	msg := oneLine(f.cause.Error())
