@@ -4,12 +4,15 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"hako/internal/layer"
+	"hako/internal/tree"
 )
 
 // A volume that lies where the image needs a directory (the build context at
@@ -115,4 +118,170 @@ func (l *lot) emptyVolume(fd int, aside string) error {
 		}
 	}
 	return nil
+}
+
+// isRuntimeMount tells whether the container runtime mounts p in every
+// container, as BuildKit does for RUN.
+func isRuntimeMount(p string) bool {
+	switch p {
+	case "etc/hosts", "etc/resolv.conf", "etc/hostname", "run/.containerenv", "run/secrets":
+		return true
+	}
+	switch topOf(p) {
+	case "proc", "sys", "dev":
+		return true
+	}
+	return false
+}
+
+// needed tells whether the build uses the volume m's path for the image.
+func (s *InPlace) needed(m string, base tree.FS) bool {
+	for _, n := range s.opt.Needs {
+		if tree.Within(tree.Clean(n), m) {
+			return true
+		}
+	}
+	if base == nil {
+		return false
+	}
+	_, err := base.Lstat(m)
+	return err == nil
+}
+
+// makeRoom parks, inside themselves, the volumes that lie where the image has
+// something.
+func (s *InPlace) makeRoom(_ context.Context, base tree.FS) error {
+	for m, v := range s.volumes {
+		if v.aside != "" || !s.needed(m, base) {
+			continue
+		}
+		if e, err := base.Lstat(m); err == nil && !e.Mode.IsDir() {
+			return &UnsupportedError{
+				What: "RUN", Why: fmt.Sprintf("the image has a file or a link at /%s, where this container has a volume", m),
+				Remedy: fmt.Sprintf("mount the volume somewhere else than /%s", m),
+			}
+		}
+		if err := s.parkVolume(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *InPlace) parkVolume(m string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/"+m, &fs); err != nil {
+		return fmt.Errorf("look at the volume /%s: %w", m, err)
+	}
+	if fs.Flags&unix.ST_RDONLY != 0 {
+		return &UnsupportedError{
+			What:   "RUN",
+			Why:    fmt.Sprintf("the image uses /%s, where this container has a read-only volume that can be neither moved nor emptied", m),
+			Remedy: fmt.Sprintf("mount the volume somewhere else than /%s (for the build context: and name it with -c), or mount it writable", m),
+		}
+	}
+	if !isDirAt(s.lot.root, m) {
+		return &UnsupportedError{
+			What: "RUN", Why: fmt.Sprintf("the image uses /%s, where this container has a file mounted", m),
+			Remedy: "mount the file somewhere else",
+		}
+	}
+	move := func() (string, error) { return s.lot.parkVolume(m) }
+	record := func() (string, error) {
+		aside, err := move()
+		s.volumes[m].aside = aside
+		return aside, err
+	}
+	if s.opt.OnVolume != nil {
+		return s.opt.OnVolume("/"+m, record)
+	}
+	_, err := record()
+	return err
+}
+
+func (s *InPlace) parkedVolumes() map[string]string {
+	out := make(map[string]string)
+	for m, v := range s.volumes {
+		if v.aside != "" {
+			out[m] = v.aside
+		}
+	}
+	return out
+}
+
+// volumeRecord records the volume at m, or the directory in it that its content is in.
+func (s *InPlace) volumeRecord(ctx context.Context, m, aside string) (*record, error) {
+	fd, err := unix.Openat(s.lot.root, tree.Join(m, aside), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == unix.ENOTDIR || err == unix.ENOENT {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at the volume /%s: %w", m, err)
+	}
+	defer unix.Close(fd)
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) == nil && fs.Flags&unix.ST_RDONLY != 0 {
+		return nil, nil // a command cannot write there; the kubelet may
+	}
+	masked := make(map[string]bool)
+	for _, other := range s.lot.mounts() {
+		if other != m && tree.Within(other, m) {
+			masked[strings.TrimPrefix(other, m+"/")] = true
+		}
+	}
+	return takeRecord(ctx, fd, masked)
+}
+
+// checkVolumes fails if the command wrote to a volume that is not part of the image.
+func (s *InPlace) checkVolumes(ctx context.Context) error {
+	for m, v := range s.volumes {
+		if v.record == nil {
+			continue
+		}
+		now, err := s.volumeRecord(ctx, m, v.aside)
+		if err != nil {
+			return err
+		}
+		if now == nil {
+			return &VolumeError{Volume: "/" + m, Path: "/" + tree.Join(m, v.aside)}
+		}
+		if p, ok := firstDifference("", v.record.root, now.root); ok {
+			return &VolumeError{Volume: "/" + m, Path: "/" + tree.Join(m, p)}
+		}
+	}
+	return nil
+}
+
+// A VolumeError is returned when a command wrote to a volume of the container.
+type VolumeError struct{ Volume, Path string }
+
+func (e *VolumeError) Error() string {
+	return fmt.Sprintf("wrote to %s, in %s, a volume of this container: it would be missing from the image", e.Path, e.Volume)
+}
+
+// firstDifference returns a path that differs between two records.
+func firstDifference(path string, a, b *dirRecord) (string, bool) {
+	for i, j := 0, 0; i < len(a.nodes) || j < len(b.nodes); {
+		switch {
+		case j == len(b.nodes) || i < len(a.nodes) && a.nodes[i].name < b.nodes[j].name:
+			return tree.Join(path, a.nodes[i].name), true
+		case i == len(a.nodes) || a.nodes[i].name > b.nodes[j].name:
+			return tree.Join(path, b.nodes[j].name), true
+		}
+		x, y := &a.nodes[i], &b.nodes[j]
+		p := tree.Join(path, x.name)
+		if !x.masked && !y.masked {
+			if !x.isDir() && !x.same(y) || x.mode != y.mode || x.uid != y.uid || x.gid != y.gid {
+				return p, true
+			}
+			if x.kids != nil && y.kids != nil {
+				if q, ok := firstDifference(p, x.kids, y.kids); ok {
+					return q, true
+				}
+			}
+		}
+		i++
+		j++
+	}
+	return "", false
 }

@@ -194,7 +194,7 @@ func (m model) rm(p string) {
 func (m model) list() string {
 	var b strings.Builder
 	first := map[*tree.Entry]string{}
-	for _, p := range slices.SortedFunc(maps.Keys(m), tree.ComparePaths) {
+	for _, p := range slices.SortedFunc(maps.Keys(m), tree.ComparePaths[string, string]) {
 		e := m[p]
 		if f, ok := first[e]; ok {
 			fmt.Fprintf(&b, "/%s hard /%s\n", p, f)

@@ -56,7 +56,7 @@ func Within(p, dir string) bool {
 
 // ComparePaths orders paths so that a directory is followed by everything below it
 // before its next sibling: byte order with '/' lower than any other byte.
-func ComparePaths(a, b string) int {
+func ComparePaths[A, B string | []byte](a A, b B) int {
 	n := min(len(a), len(b))
 	for i := range n {
 		if a[i] == b[i] {

@@ -1,0 +1,146 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hako/internal/layer"
+	"hako/internal/tree"
+)
+
+// trusted tells whether ctime shows every change on the root's file system.
+func (s *InPlace) trusted() (bool, error) {
+	s.self.once.Do(func() {
+		s.self.trust, s.self.why, s.self.err = trustsCtime(s.work)
+		if s.self.err == nil && !s.self.trust {
+			s.opt.Logf("this file system does not show every change (%s): file contents are compared after each RUN", s.self.why)
+		}
+	})
+	return s.self.trust, s.self.err
+}
+
+// runInstalled runs p in the root as it stands and finds the changes.
+func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*Result, error) {
+	live, err := tree.OpenDir("/")
+	if err != nil {
+		return nil, err
+	}
+	if err := s.recordBefore(ctx); err != nil {
+		return nil, errors.Join(err, live.Close())
+	}
+	clean := s.cleanShared()
+	pl := &placer{s: s, root: live, masked: s.masked()}
+	err = pl.place(ctx, p)
+	var peak int64
+	if err == nil {
+		r := &runner{root: live, work: s.work}
+		peak, err = r.run(ctx, p)
+	}
+	err = errors.Join(err, pl.remove(), clean())
+	if err == nil {
+		err = s.checkVolumes(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, live.Close())
+	}
+	return s.findChanges(ctx, live.WithXattrs(), base, peak)
+}
+
+// recordBefore makes sure that the record is fresh and that everything from now
+// on gets a later ctime.
+func (s *InPlace) recordBefore(ctx context.Context) error {
+	trust, err := s.trusted()
+	if err != nil {
+		return err
+	}
+	if s.live.record == nil {
+		if s.live.record, err = takeRecord(ctx, s.lot.root, s.masked()); err != nil {
+			return err
+		}
+	}
+	for m, v := range s.volumes {
+		if v.record, err = s.volumeRecord(ctx, m, v.aside); err != nil {
+			return err
+		}
+	}
+	if trust {
+		if err := waitTick(s.work, s.live.record.latest); err != nil {
+			s.opt.Logf("%v: file contents are compared after each RUN", err)
+			s.self.trust = false
+		}
+	}
+	return nil
+}
+
+// findChanges compares the live root with the record and the image.
+func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS, peak int64) (*Result, error) {
+	start := time.Now()
+	after, err := takeRecord(ctx, s.lot.root, s.masked())
+	if err != nil {
+		return nil, errors.Join(err, live.Close())
+	}
+	sc := &scan{live: live, base: base, hashAll: !s.self.trust}
+	changed, err := sc.run(ctx, s.live.record, after)
+	if err != nil {
+		return nil, errors.Join(err, live.Close())
+	}
+	s.live.record = after
+	return &Result{
+		Changes: sc.changes(), Looked: after.names, Changed: changed, Scan: time.Since(start), PeakRSS: peak,
+		done: live.Close,
+	}, nil
+}
+
+// cleanShared remembers what is in the shared memory file systems that commands
+// see, and returns a function that removes what a command left there.
+func (s *InPlace) cleanShared() func() error {
+	dirs := []string{"/dev/shm", "/dev/mqueue"}
+	had := make(map[string]map[string]bool)
+	for _, d := range dirs {
+		if !isMountPoint(d) {
+			continue
+		}
+		names, err := os.ReadDir(d)
+		if err != nil {
+			continue
+		}
+		had[d] = make(map[string]bool)
+		for _, n := range names {
+			had[d][n.Name()] = true
+		}
+	}
+	return func() error {
+		for d, names := range had {
+			now, err := os.ReadDir(d)
+			if err != nil {
+				return err
+			}
+			for _, n := range now {
+				p := filepath.Join(d, n.Name())
+				if !names[n.Name()] && p != s.shm {
+					if err := layer.RemoveAll(p); err != nil {
+						return fmt.Errorf("clean %s: %w", d, err)
+					}
+				}
+			}
+		}
+		return nil
+	}
+}
+
+func isMountPoint(p string) bool {
+	var a, b unix.Stat_t
+	if unix.Lstat(p, &a) != nil || unix.Lstat(filepath.Dir(p), &b) != nil {
+		return false
+	}
+	return a.Dev != b.Dev
+}
