@@ -29,6 +29,7 @@ import (
 type outputs struct {
 	opt    *Options
 	client *registry.Client
+	pusher *tally
 	sink   progress.Sink
 	tags   []name.Tag
 	// targets are the vertices whose layers are in the image.
@@ -39,7 +40,7 @@ type outputs struct {
 }
 
 func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
-	o := &outputs{opt: opt, client: client, sink: sink}
+	o := &outputs{opt: opt, client: client, pusher: &tally{Pusher: client}, sink: sink}
 	for _, n := range opt.PushNames() {
 		ref, err := registry.ParseReference(n)
 		if err != nil {
@@ -70,7 +71,7 @@ func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sin
 		*p = abs
 	}
 	if len(o.tags) > 0 && opt.PushEarly {
-		o.early = export.NewEarly(ctx, client, o.tags)
+		o.early = export.NewEarly(ctx, o.pusher, o.tags)
 	}
 	o.checkPush(ctx)
 	return o, nil
@@ -166,7 +167,10 @@ func (o *outputs) push(ctx context.Context, b *export.Bundle, res *Result) error
 	}
 	what := o.tags[0].Name()
 	task := progress.Start(o.sink, digest.FromString("push "+what), "push "+what)
-	done, err := b.Push(ctx, o.client, o.tags)
+	done, err := b.Push(ctx, o.pusher, o.tags)
+	if err == nil {
+		o.report(task, b)
+	}
 	for _, t := range done {
 		task.Logf("%s@%s", t.Name(), res.Digest)
 		res.Pushed = append(res.Pushed, Pushed{Ref: t.Name(), Digest: res.Digest})
@@ -174,6 +178,23 @@ func (o *outputs) push(ctx context.Context, b *export.Bundle, res *Result) error
 	o.pushed = res.Pushed
 	task.Done(err)
 	return err
+}
+
+// report says how much had to be sent.
+func (o *outputs) report(task *progress.Task, b *export.Bundle) {
+	var layers []digest.Digest
+	for _, m := range b.Images {
+		for _, l := range m.Layers {
+			layers = append(layers, l.Digest)
+		}
+	}
+	told := make(map[string]bool)
+	for _, t := range o.tags {
+		if repo := t.Context(); !told[repo.Name()] {
+			told[repo.Name()] = true
+			task.Logf("%s: %s", repo.Name(), o.pusher.summary(repo, layers))
+		}
+	}
 }
 
 // writeFiles writes archives, layouts and directories.

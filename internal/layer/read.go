@@ -110,6 +110,15 @@ func (l *Layer) loadedIndex() *index {
 	return x
 }
 
+// Len returns how many paths the layer has something to say of, 0 if its index
+// is not known.
+func (l *Layer) Len() int {
+	if x := l.loadedIndex(); x != nil {
+		return x.count
+	}
+	return 0
+}
+
 // A target receives a layer's entries in the order of its tar.
 type target interface {
 	// put makes the entry; content is nil for anything but a regular file.

@@ -67,6 +67,10 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	if res.PeakRSS > 0 {
 		memory = " · peak memory " + units.BytesSize(float64(res.PeakRSS))
 	}
+	if res.Layers > 0 {
+		in.logf(dgst, "root: %d layers, %s, unpacked; waited %.1fs for it",
+			res.Layers, units.HumanSize(float64(res.Bytes)), res.Waited.Seconds())
+	}
 	in.logf(dgst, "%d files looked at in %.2fs, %d changed · layer %s%s",
 		res.Looked, res.Scan.Seconds(), res.Changed, units.HumanSize(float64(l.Descriptor().Size)), memory)
 	return execOutputs(op, inputs, appendLayer(base, l))

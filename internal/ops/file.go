@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
@@ -308,6 +309,7 @@ func (in *Interpreter) file(ctx context.Context, op *pb.FileOp, dgst digest.Dige
 		if err != nil {
 			return nil, err
 		}
+		in.logf(dgst, "%d paths · layer %s", l.Len(), units.HumanSize(float64(l.Descriptor().Size)))
 		if !in.underExec(dgst) || res.spool.w != nil {
 			l.Forget()
 		}

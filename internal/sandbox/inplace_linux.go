@@ -66,6 +66,8 @@ type selftest struct {
 type installed struct {
 	layers []*layer.Layer
 	record *record // nil: stale
+	fresh  bool    // no command has run in it yet
+	waited time.Duration
 }
 
 type volumeState struct {
@@ -232,6 +234,13 @@ func (s *InPlace) Run(ctx context.Context, ref *layer.Ref, p *Process) (*Result,
 		s.live.layers = nil // whatever is there now, it is no known state
 		return nil, err
 	}
+	if s.live.fresh {
+		s.live.fresh = false
+		res.Layers, res.Waited = len(ref.Layers), s.live.waited
+		for _, l := range ref.Layers {
+			res.Bytes += l.Descriptor().Size
+		}
+	}
 	return res, nil
 }
 
@@ -264,10 +273,12 @@ func (s *InPlace) install(ctx context.Context, ref *layer.Ref, base tree.FS) err
 	if s.live != nil && s.live.layers != nil && isPrefix(s.live.layers, ref.Layers) {
 		return s.advance(ctx, ref)
 	}
+	began := time.Now()
 	dir, err := s.pool.take(ctx, ref.Layers)
 	if err != nil {
 		return err
 	}
+	waited := time.Since(began)
 	if !s.parked {
 		if err := s.park(); err != nil {
 			return err
@@ -278,7 +289,7 @@ func (s *InPlace) install(ctx context.Context, ref *layer.Ref, base tree.FS) err
 	if err := s.makeRoom(ctx, base); err != nil {
 		return err
 	}
-	s.live = &installed{}
+	s.live = &installed{waited: waited, fresh: true}
 	if err := s.lot.install(dir, s.parkedVolumes()); err != nil {
 		return err
 	}

@@ -84,6 +84,11 @@ type Result struct {
 	Changed int           // names in Changes but for parents
 	Scan    time.Duration // time to find the changes
 	PeakRSS int64         // bytes, of the largest process
+	// Layers were unpacked for the root this time, compressed Bytes of them, and
+	// Waited is how long that kept the command waiting; 0 if the root stood.
+	Layers int
+	Bytes  int64
+	Waited time.Duration
 
 	done func() error
 }

@@ -1,0 +1,72 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/docker/go-units"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"hako/internal/export"
+	"hako/internal/registry"
+)
+
+// A tally is a pusher that remembers how each blob got where it is. It is safe
+// for concurrent use.
+type tally struct {
+	export.Pusher
+
+	mu   sync.Mutex
+	seen map[string]sent
+}
+
+type sent struct {
+	how  registry.PushResult
+	size int64
+}
+
+// PushBlob implements export.Pusher. A blob that was pushed early comes again,
+// and is there already then: the first answer counts.
+func (t *tally) PushBlob(ctx context.Context, dst name.Repository, desc ocispecs.Descriptor, open registry.Opener, from []name.Repository) (registry.PushResult, error) {
+	how, err := t.Pusher.PushBlob(ctx, dst, desc, open, from)
+	if err != nil {
+		return how, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := dst.Name() + "@" + desc.Digest.String()
+	if _, ok := t.seen[key]; !ok {
+		if t.seen == nil {
+			t.seen = make(map[string]sent)
+		}
+		t.seen[key] = sent{how, desc.Size}
+	}
+	return how, nil
+}
+
+// summary says how the layers of an image got to a repository.
+func (t *tally) summary(repo name.Repository, layers []digest.Digest) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var there, mounted, uploaded int
+	var bytes int64
+	for _, d := range layers {
+		s := t.seen[repo.Name()+"@"+d.String()]
+		switch s.how {
+		case registry.Mounted:
+			mounted++
+		case registry.Uploaded:
+			uploaded++
+			bytes += s.size
+		default:
+			there++
+		}
+	}
+	return fmt.Sprintf("%d layers: %d there already, %d mounted, %d sent (%s)", len(layers), there, mounted, uploaded, units.HumanSize(float64(bytes)))
+}
