@@ -40,6 +40,7 @@ type Root struct {
 	NoDevice func(p string) error
 	// Skip, if set, tells which paths are left alone.
 	Skip func(p string) bool
+	pace flusher
 	// CrossMounts allows entering mount points below the root.
 	CrossMounts bool
 }
@@ -62,8 +63,23 @@ func OpenRoot(path string) (*Root, error) {
 
 const resolveFlags = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 
+// FlushEvery makes the disk begin to write whenever n more bytes were written;
+// without it that is the kernel's choice.
+func (r *Root) FlushEvery(n int64) error {
+	fd, err := unix.Openat(r.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the file system: %w", err)
+	}
+	r.pace.every, r.pace.fd = n, fd
+	return nil
+}
+
 // Close sets the directories' times and gives up the Root.
 func (r *Root) Close() error {
+	r.pace.wait()
+	if r.pace.every != 0 {
+		_ = unix.Close(r.pace.fd)
+	}
 	err := r.setTimes()
 	r.flush()
 	return errors.Join(err, unix.Close(r.fd))
@@ -376,6 +392,7 @@ func (r *Root) copy(fd int, content io.Reader) (int64, error) {
 			}
 			total += int64(k)
 			b = b[k:]
+			r.pace.wrote(k)
 		}
 		if err == io.EOF {
 			return total, nil

@@ -308,6 +308,11 @@ func (s *InPlace) advance(ctx context.Context, ref *layer.Ref) error {
 	if err != nil {
 		return err
 	}
+	if limit := memoryLimit(); limit > 0 {
+		if err := root.FlushEvery(limit / dirtyShare); err != nil {
+			return errors.Join(err, root.Close())
+		}
+	}
 	if len(s.parkedVolumes()) > 0 {
 		root.CrossMounts = true
 	}

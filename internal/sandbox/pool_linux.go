@@ -20,6 +20,10 @@ import (
 // in use: each costs as much disk as its image.
 const maxAhead = 2
 
+// dirtyShare is the part of the memory limit that may be taken by what is
+// written and not yet on disk: one in so many.
+const dirtyShare = 8
+
 // A pool assembles roots under the work directory: ordinary private directories,
 // where resolving an image's paths is safe, and where the next stage's base can
 // be unpacked while a command still runs.
@@ -184,6 +188,11 @@ func assemble(ctx context.Context, dir string, layers []*layer.Layer) error {
 	root, err := layer.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("assemble root: %w", err)
+	}
+	if limit := memoryLimit(); limit > 0 {
+		if err := root.FlushEvery(limit / dirtyShare); err != nil {
+			return errors.Join(err, root.Close())
+		}
 	}
 	root.NoDevice = func(path string) error {
 		if topOf(path) == "dev" {
