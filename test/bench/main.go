@@ -69,6 +69,7 @@ type bench struct {
 	rig      *rig.Rig
 	registry *registry
 	hakoArgs []string
+	failed   int // runs of hako that did not build
 }
 
 // A result is one run.
@@ -106,6 +107,9 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	text := b.report(ctx, rows)
+	if b.failed > 0 {
+		text += fmt.Sprintf("\n%d runs of hako failed and are not counted.\n", b.failed)
+	}
 	fmt.Print(text)
 	if o.out != "" {
 		return os.WriteFile(o.out, []byte(text), 0o644)
@@ -222,7 +226,9 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 			}
 			err := b.withVolume(ctx, func(volume string) error { return b.hakoRuns(ctx, volume, w, on, runs) })
 			if err != nil {
-				return nil, err
+				// A build that fails is a finding and no reason to lose the others.
+				b.logf("%s run %d: hako FAILED: %v", w.name, i+1, err)
+				b.failed++
 			}
 		}
 		if b.options.engine != "hako" {

@@ -67,6 +67,15 @@ func workloads(host string, s sizes) []workload {
 			base:       "busybox", files: s.files, bytes: s.fileBytes, memory: limit, target: 0.4,
 		},
 		{
+			name: "W2-8g", what: "W2 in a container of 8 GiB", dockerfile: "FROM " + big + "\n" + runs.String(),
+			base: s.repo, memory: "8g", target: 0.4,
+		},
+		{
+			name: "W3-8g", what: "W3 in a container of 8 GiB",
+			dockerfile: "FROM " + busybox + "\nCOPY . /src/\nRUN touch /src/f0/0\n",
+			base:       "busybox", files: s.files, bytes: s.fileBytes, memory: "8g", target: 0.4,
+		},
+		{
 			name: "W4", what: fmt.Sprintf("RUN writes %d MiB of text", s.logMiB), dockerfile: text,
 			base: "busybox", memory: limit, target: 0.4,
 		},
