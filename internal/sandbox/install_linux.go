@@ -73,16 +73,11 @@ func (l *lot) installOver(src, dst int, name, path, dir string, volumes map[stri
 			Remedy: "mount these somewhere else",
 		}
 	}
-	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	from, to, done, err := openBoth(src, dst, name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
-	to, err := unix.Openat(dst, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(to)
+	defer done()
 	a, err := readAttrs(from, ".")
 	if err != nil {
 		return err

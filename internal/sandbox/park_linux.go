@@ -142,16 +142,11 @@ func (l *lot) split(src, dst int, name, path string) (bool, error) {
 	if err := unix.Mkdirat(dst, name, 0o700); err != nil && err != unix.EEXIST {
 		return false, err
 	}
-	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	from, to, done, err := openBoth(src, dst, name)
 	if err != nil {
 		return false, err
 	}
-	defer unix.Close(from)
-	to, err := unix.Openat(dst, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(to)
+	defer done()
 	names, err := readNames(from, ".")
 	if err != nil {
 		return false, err
@@ -234,16 +229,11 @@ func (l *lot) putBack(src, dst int) error {
 }
 
 func (l *lot) mergeBack(src, dst int, name string) error {
-	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	from, to, done, err := openBoth(src, dst, name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
-	to, err := unix.Openat(dst, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(to)
+	defer done()
 	if err := l.putBack(from, to); err != nil {
 		return err
 	}
@@ -336,17 +326,25 @@ func (l *lot) sweepInto(src, dst int, name, path string) error {
 	if err := unix.Mkdirat(dst, name, 0o700); err != nil && err != unix.EEXIST {
 		return err
 	}
-	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	from, to, done, err := openBoth(src, dst, name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
-	to, err := unix.Openat(dst, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(to)
+	defer done()
 	return l.sweepDir(from, to, path)
+}
+
+// openBoth opens the directory name in src and in dst; done closes both.
+func openBoth(src, dst int, name string) (from, to int, done func(), err error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if from, err = unix.Openat(src, name, flags, 0); err != nil {
+		return -1, -1, nil, err
+	}
+	if to, err = unix.Openat(dst, name, flags, 0); err != nil {
+		unix.Close(from)
+		return -1, -1, nil, err
+	}
+	return from, to, func() { unix.Close(from); unix.Close(to) }, nil
 }
 
 // holdsMount tells whether a mount that stayed lies below the directory path.
