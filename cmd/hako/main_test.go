@@ -5,8 +5,13 @@ package main
 
 import (
 	"flag"
+	"io"
+	"log"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -25,6 +30,9 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
+			srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+			env.Defer(srv.Close)
+			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
 			return nil
 		},
 	})

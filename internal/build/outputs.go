@@ -18,7 +18,6 @@ import (
 
 	"hako/internal/export"
 	"hako/internal/frontend"
-	"hako/internal/image"
 	"hako/internal/layer"
 	"hako/internal/progress"
 	"hako/internal/registry"
@@ -42,13 +41,9 @@ type outputs struct {
 func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
 	o := &outputs{opt: opt, client: client, pusher: &tally{Pusher: client}, sink: sink}
 	for _, n := range opt.PushNames() {
-		ref, err := registry.ParseReference(n)
+		tag, err := destination(n)
 		if err != nil {
 			return nil, err
-		}
-		tag, ok := ref.(name.Tag)
-		if !ok {
-			return nil, fmt.Errorf("push %s: a destination needs a tag, not a digest", n)
 		}
 		o.tags = append(o.tags, tag)
 	}
@@ -153,10 +148,7 @@ func (o *outputs) bundle(conv *frontend.Result, refs []*layer.Ref, docker bool) 
 			images[i].Epoch = &t
 		}
 	}
-	opt := export.Options{Docker: docker, Index: conv.Index}
-	for _, a := range o.opt.Annotations {
-		opt.Annotations = append(opt.Annotations, image.Annotation{Level: a.Level, Platform: a.Platform, Key: a.Key, Value: a.Value})
-	}
+	opt := export.Options{Docker: docker, Index: conv.Index, Annotations: imageAnnotations(o.opt.Annotations)}
 	return export.Finish(images, opt)
 }
 

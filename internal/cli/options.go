@@ -248,7 +248,7 @@ func (v *buildValues) setLists(opt *build.Options, env build.Env) error {
 		}
 	}
 	for _, item := range v.annotations {
-		list, err := parseAnnotation(item)
+		list, err := parseAnnotation(item, "manifest")
 		if err != nil {
 			return err
 		}

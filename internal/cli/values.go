@@ -194,10 +194,10 @@ func parseSize(flag, s string) (int64, error) {
 	return n, nil
 }
 
-// parseAnnotation parses [LEVEL[PLATFORM]:]KEY=VALUE. Keys may hold colons, so
-// only the known levels are one.
-func parseAnnotation(item string) ([]build.Annotation, error) {
-	levels := []string{"manifest"}
+// parseAnnotation parses [LEVEL[PLATFORM]:]KEY=VALUE; without a level it is for
+// the one given. Keys may hold colons, so only the known levels are one.
+func parseAnnotation(item, level string) ([]build.Annotation, error) {
+	levels := []string{level}
 	var platform *ocispecs.Platform
 	rest := item
 	if prefix, after, ok := strings.Cut(item, ":"); ok {

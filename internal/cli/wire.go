@@ -31,6 +31,7 @@ func Main(ctx context.Context, version string, args []string, supervisor *os.Fil
 			opt.Supervisor = supervisor
 			return build.Run(ctx, opt, sink)
 		},
+		Index:   build.CreateIndex,
 		Doctor:  build.Diagnose,
 		Restore: func(_ context.Context, opt build.Options) error { return build.Restore(opt) },
 	}

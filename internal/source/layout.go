@@ -194,13 +194,7 @@ func (l *Layout) find(ref string, p ocispecs.Platform) (ocispecs.Descriptor, err
 		}
 		return ocispecs.Descriptor{Digest: d}, nil // in an index, or in none
 	}
-	var found []ocispecs.Descriptor
-	for _, m := range l.index.Manifests {
-		if ref == "" && !isAttestation(m) || ref != "" && isNamed(m, ref) {
-			found = append(found, m)
-		}
-	}
-	found = slices.CompactFunc(found, func(a, b ocispecs.Descriptor) bool { return a.Digest == b.Digest })
+	found := l.named(ref)
 	switch {
 	case len(found) == 1:
 		return found[0], nil
@@ -213,6 +207,53 @@ func (l *Layout) find(ref string, p ocispecs.Platform) (ocispecs.Descriptor, err
 		return l.best(found, p)
 	}
 	return ocispecs.Descriptor{}, fmt.Errorf("index.json has %d images for it (%s): name one, or its digest", len(found), l.names())
+}
+
+// named returns what of index.json ref names; "" names all but attestations.
+func (l *Layout) named(ref string) []ocispecs.Descriptor {
+	var found []ocispecs.Descriptor
+	for _, m := range l.index.Manifests {
+		if ref == "" && !isAttestation(m) || ref != "" && isNamed(m, ref) {
+			found = append(found, m)
+		}
+	}
+	return slices.CompactFunc(found, func(a, b ocispecs.Descriptor) bool { return a.Digest == b.Digest })
+}
+
+// Find returns what ref names in index.json, whatever its platform: a digest, a
+// tag or full name, or "" for all that is there.
+func (l *Layout) Find(ref string) ([]digest.Digest, error) {
+	if d, err := digest.Parse(ref); err == nil {
+		return []digest.Digest{d}, nil
+	}
+	var found []digest.Digest
+	for _, m := range l.named(ref) {
+		found = append(found, m.Digest)
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("find %q in OCI layout: index.json has %s: %w", ref, l.names(), fs.ErrNotExist)
+	}
+	return found, nil
+}
+
+// Manifest returns a manifest or an index of the layout, verified.
+func (l *Layout) Manifest(_ context.Context, d digest.Digest) (kind string, raw []byte, err error) {
+	if raw, err = l.blob(ocispecs.Descriptor{Digest: d}); err != nil {
+		return "", nil, err
+	}
+	if kind, err = mediaType(raw, ""); err != nil {
+		return "", nil, fmt.Errorf("%s: %w", d, err)
+	}
+	return kind, raw, nil
+}
+
+// OpenBlob opens a blob of the layout from offset on. Its bytes are not verified.
+func (l *Layout) OpenBlob(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
+	p, err := blobPath(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return layoutBlob{dir: l.dir, path: p}.Open(ctx, offset)
 }
 
 func isNamed(m ocispecs.Descriptor, ref string) bool {
