@@ -202,15 +202,13 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	if b.outputs.none() {
 		return nil, ErrNothingToDo
 	}
-	conv, err := frontend.Build(ctx, fo)
-	if err != nil {
+	if err := b.convert(ctx, fo); err != nil {
 		return nil, err
 	}
 	if err := b.outputs.allowed(); err != nil {
 		return nil, err
 	}
-	refs, err := b.evaluate(ctx, conv)
-	if err != nil {
+	if err := b.evaluate(ctx); err != nil {
 		return nil, err
 	}
 	// From here on no command runs: what was parked comes back before anything
@@ -219,21 +217,44 @@ func (b *build) run(ctx context.Context) (*Result, error) {
 	if err := b.room.putBack(); err != nil {
 		return nil, err
 	}
-	return b.outputs.export(ctx, conv, refs)
+	return b.outputs.export(ctx)
 }
 
-// evaluate computes the images of all platforms as one graph.
-func (b *build) evaluate(ctx context.Context, conv *frontend.Result) ([]*layer.Ref, error) {
-	defs := make([]*pb.Definition, len(conv.Platforms))
-	for i, p := range conv.Platforms {
-		defs[i] = p.Definition
+// convert turns the Dockerfile into a graph for each target.
+func (b *build) convert(ctx context.Context, fo frontend.Options) (err error) {
+	fo.Sink = progress.Once(fo.Sink)
+	for _, p := range b.outputs.products {
+		fo.Opts["target"] = p.Stage
+		if p.conv, err = frontend.Build(ctx, fo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// evaluate computes the images of all targets and platforms as one graph: what
+// they share is done once.
+func (b *build) evaluate(ctx context.Context) error {
+	var defs []*pb.Definition
+	for _, p := range b.outputs.products {
+		for _, r := range p.conv.Platforms {
+			defs = append(defs, r.Definition)
+		}
 	}
 	g, err := solver.Load(defs...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	b.outputs.chain(g.InTargets())
-	return b.solver.EvaluateGraph(ctx, g)
+	b.outputs.chain(g)
+	refs, err := b.solver.EvaluateGraph(ctx, g)
+	if err != nil {
+		return err
+	}
+	for _, p := range b.outputs.products {
+		n := len(p.conv.Platforms)
+		p.refs, refs = refs[:n], refs[n:]
+	}
+	return nil
 }
 
 // answer runs the Dockerfile checks, or lists its arguments or targets.

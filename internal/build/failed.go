@@ -55,7 +55,7 @@ func (b *build) failed(err, closing error) error {
 		e.Moved = b.room.moved
 	}
 	if b.outputs != nil {
-		e.Pushing = len(b.outputs.tags) > 0
+		e.Pushing = len(b.outputs.tags()) > 0
 		for _, p := range b.outputs.pushed {
 			e.Pushed = append(e.Pushed, p.Ref)
 		}

@@ -202,7 +202,7 @@ func openAgent(a SSHAgent, env Env) (func(context.Context) (net.Conn, error), er
 
 // frontendOpts returns the options for BuildKit's frontend.
 func frontendOpts(opt *Options, c *contexts) (map[string]string, error) {
-	o := map[string]string{"target": opt.Target}
+	o := map[string]string{"target": opt.targets()[0].Stage}
 	for k, v := range c.opts {
 		o[k] = v
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	NamedContexts map[string]string
 	// Target is the stage asked for; "" is the last one.
 	Target string
+	// Targets are the stages asked for with names of their own; where there are
+	// any, Target, Destinations and Tags are empty. They are built in one run.
+	Targets []Target
 	// BuildArgs holds values given explicitly. SOURCE_DATE_EPOCH is among them,
 	// wherever it came from.
 	BuildArgs map[string]string
@@ -139,9 +142,47 @@ const (
 	CallTargets = "targets" // list the targets
 )
 
-// Names returns every reference the image is to be known by, once each.
+// TargetPlace in the path of an output stands for the target's name.
+const TargetPlace = "{target}"
+
+// A Target is a stage that becomes an image.
+type Target struct {
+	Stage string   // "" is the last one
+	Names []string // references, pushed if Push is set, or by the executor
+
+	isNamed bool // one of Options.Targets
+}
+
+// targets returns the stages to build; there is at least one.
+func (o *Options) targets() []Target {
+	if len(o.Targets) == 0 {
+		return []Target{{Stage: o.Target, Names: o.Names()}}
+	}
+	list := slices.Clone(o.Targets)
+	for i := range list {
+		list[i].isNamed = true
+	}
+	return list
+}
+
+// pushNames returns the references to push one of the targets to.
+func (o *Options) pushNames(t Target) []string {
+	switch {
+	case !t.isNamed:
+		return o.PushNames()
+	case o.NoPush || !o.Push && !o.Executor:
+		return nil
+	}
+	return unique(t.Names)
+}
+
+// Names returns every reference that images are to be known by, once each.
 func (o *Options) Names() []string {
-	return unique(o.Destinations, o.Tags)
+	lists := [][]string{o.Destinations, o.Tags}
+	for _, t := range o.Targets {
+		lists = append(lists, t.Names)
+	}
+	return unique(lists...)
 }
 
 // PushNames returns the references to push to, once each.
@@ -149,7 +190,7 @@ func (o *Options) PushNames() []string {
 	switch {
 	case o.NoPush:
 		return nil
-	case o.Push:
+	case o.Push, o.Executor && len(o.Targets) > 0:
 		return o.Names()
 	default:
 		return unique(o.Destinations)

@@ -12,9 +12,11 @@ import (
 
 // A Result is what a build came to.
 type Result struct {
-	// Images are the images built, one per platform, in the order asked.
+	// Images are the images built: for each target one per platform, in the
+	// order asked.
 	Images []Image
-	// Digest is that of the manifest, or of the index if there are several images.
+	// Digest is that of the first target's manifest, or of its index if there
+	// are several platforms.
 	Digest digest.Digest
 	// Pushed lists every destination that has the image now.
 	Pushed []Pushed
@@ -27,6 +29,7 @@ type Result struct {
 
 // An Image is the image of one platform.
 type Image struct {
+	Target   string // stage, "" for the last one
 	Platform ocispecs.Platform
 	Desc     ocispecs.Descriptor // of the manifest
 	Config   []byte

@@ -18,8 +18,8 @@ import (
 
 // buildValues holds flags as they were given.
 type buildValues struct {
-	context, file, target, syntax, call                 string
-	buildContexts, buildArgs, platforms                 []string
+	context, file, syntax, call                         string
+	buildContexts, buildArgs, platforms, targets        []string
 	labels, annotations                                 []string
 	tags, destinations, outputs                         []string
 	check, push, noPush, pushEarly, reproducible, quiet bool
@@ -64,7 +64,7 @@ func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
 	f.StringVarP(&v.file, "file", "f", "", "`PATH` of the Dockerfile, \"-\" for standard input; also --dockerfile (default CONTEXT/Dockerfile)")
 	f.StringArrayVar(&v.buildContexts, "build-context", nil, "further context, `NAME=SOURCE` (repeatable)")
 	f.StringArrayVar(&v.buildArgs, "build-arg", nil, "`NAME=value`, or NAME to take it from the environment (repeatable)")
-	f.StringVar(&v.target, "target", "", "build up to this `STAGE`")
+	f.StringArrayVar(&v.targets, "target", nil, "build up to this `STAGE`; STAGE=NAME also names its image, and can be repeated for more")
 	f.StringArrayVar(&v.platforms, "platform", nil, "`os/arch[,…]` to build for; also --custom-platform")
 	f.StringVar(&v.syntax, "syntax", "", "use this frontend instead of the Dockerfile's syntax line: builtin")
 	f.BoolVar(&v.check, "check", false, "check the Dockerfile and build nothing, as --call=check")
@@ -170,7 +170,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	if err != nil {
 		return opt, err
 	}
-	opt.Context, opt.Dockerfile, opt.Target = v.context, v.file, v.target
+	opt.Context, opt.Dockerfile = v.context, v.file
 	opt.Syntax = v.syntax
 	opt.Destinations, opt.Tags = v.destinations, v.tags
 	opt.Push, opt.NoPush, opt.PushEarly = v.push, v.noPush, v.pushEarly
@@ -184,7 +184,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	opt.Progress = v.progressMode(opt.Verbosity)
 
 	for _, set := range []func(*build.Options, build.Env) error{
-		v.setMaps, v.setCall, v.setLists, v.setRun, v.setEpoch,
+		v.setTargets, v.setMaps, v.setCall, v.setLists, v.setRun, v.setEpoch,
 	} {
 		if err := set(&opt, a.Env); err != nil {
 			return opt, err
@@ -349,6 +349,9 @@ func checkOptions(opt *build.Options) error {
 		}
 	}
 	if err := checkStreams(opt); err != nil {
+		return err
+	}
+	if err := checkTargets(opt); err != nil {
 		return err
 	}
 	if opt.Call != build.CallBuild {

@@ -34,20 +34,29 @@ type Pusher interface {
 // tags. It returns the tags that were set, which on failure are none, unless
 // setting a tag itself is what failed.
 func (b *Bundle) Push(ctx context.Context, p Pusher, tags []name.Tag) ([]name.Tag, error) {
+	if err := b.PushParts(ctx, p, tags); err != nil {
+		return nil, err
+	}
+	return b.PushTags(ctx, p, tags)
+}
+
+// PushParts sends all that has to be there before the tags are set.
+func (b *Bundle) PushParts(ctx context.Context, p Pusher, tags []name.Tag) error {
 	repos := repositories(tags)
 	blobs := b.blobs()
 	g, gctx := errgroup.WithContext(ctx)
 	for _, same := range byRegistry(repos) {
 		g.Go(func() error { return pushBlobs(gctx, p, same, blobs) })
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
+	if err := g.Wait(); err != nil || b.Index == nil {
+		return err
 	}
-	if b.Index != nil {
-		if err := b.pushManifests(ctx, p, repos); err != nil {
-			return nil, err
-		}
-	}
+	return b.pushManifests(ctx, p, repos)
+}
+
+// PushTags sets the tags, once PushParts has sent what they stand for. It
+// returns those that were set.
+func (b *Bundle) PushTags(ctx context.Context, p Pusher, tags []name.Tag) ([]name.Tag, error) {
 	root := b.Root()
 	var done []name.Tag
 	for _, tag := range tags {

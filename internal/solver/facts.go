@@ -107,10 +107,10 @@ func (g *Graph) ExecBases() []*Vertex {
 }
 
 // InTargets returns the digests of the vertices whose layers are in the chain
-// of some target.
-func (g *Graph) InTargets() map[digest.Digest]bool {
+// of some of these targets.
+func (g *Graph) InTargets(targets []Edge) map[digest.Digest]bool {
 	in := map[digest.Digest]bool{}
-	for _, t := range g.targets {
+	for _, t := range targets {
 		for _, v := range g.RootChain(t) {
 			in[v.Digest] = true
 		}

@@ -59,11 +59,18 @@ type Graph struct {
 // error here, a *[VertexError] where a line can be named.
 func Load(defs ...*pb.Definition) (*Graph, error) {
 	g := &Graph{byKey: map[Key]*Vertex{}, uses: map[*Vertex]int{}}
+	fail := func(i int, err error) error { return fmt.Errorf("load graph %d of %d: %w", i+1, len(defs), err) }
+	loaders, local := make([]*loader, len(defs)), locals{}
 	for i, def := range defs {
-		l := loader{graph: g, def: def, loaded: map[digest.Digest]*Vertex{}}
+		loaders[i] = &loader{graph: g, def: def, locals: local, loaded: map[digest.Digest]*Vertex{}}
+		if err := loaders[i].decode(); err != nil {
+			return nil, fail(i, err)
+		}
+	}
+	for i, l := range loaders {
 		target, err := l.load()
 		if err != nil {
-			return nil, fmt.Errorf("load graph %d of %d: %w", i+1, len(defs), err)
+			return nil, fail(i, err)
 		}
 		g.targets = append(g.targets, target)
 	}
@@ -98,25 +105,35 @@ func (g *Graph) Consumers(v *Vertex) int { return g.uses[v] }
 type loader struct {
 	graph  *Graph
 	def    *pb.Definition
+	locals locals // of all definitions
 	ops    map[digest.Digest]*pb.Op
+	last   *pb.Op // the result selector; nil for no ops
 	loaded map[digest.Digest]*Vertex
+}
+
+// decode reads the definition's ops.
+func (l *loader) decode() error {
+	defs := l.def.GetDef()
+	l.ops = make(map[digest.Digest]*pb.Op, len(defs))
+	for i, dt := range defs {
+		op := &pb.Op{}
+		if err := op.UnmarshalVT(dt); err != nil {
+			return fmt.Errorf("decode op %d of %d: %w", i+1, len(defs), err)
+		}
+		if err := l.locals.add(op); err != nil {
+			return fmt.Errorf("decode op %d of %d: %w", i+1, len(defs), err)
+		}
+		l.ops[digest.FromBytes(dt)] = op
+		l.last = op
+	}
+	return nil
 }
 
 // load returns the edge that the definition's last element selects.
 func (l *loader) load() (Edge, error) {
-	defs := l.def.GetDef()
-	if len(defs) == 0 {
+	last := l.last
+	if last == nil {
 		return Edge{}, nil
-	}
-	l.ops = make(map[digest.Digest]*pb.Op, len(defs))
-	var last *pb.Op
-	for i, dt := range defs {
-		op := &pb.Op{}
-		if err := op.UnmarshalVT(dt); err != nil {
-			return Edge{}, fmt.Errorf("decode op %d of %d: %w", i+1, len(defs), err)
-		}
-		l.ops[digest.FromBytes(dt)] = op
-		last = op
 	}
 	if last.Op != nil {
 		return Edge{}, errors.New("the definition's last element is no result selector")
@@ -157,6 +174,10 @@ func (l *loader) vertex(dgst digest.Digest, open map[digest.Digest]bool) (*Verte
 	open[dgst] = true
 	defer delete(open, dgst)
 
+	op, err := l.locals.widen(op)
+	if err != nil {
+		return nil, err
+	}
 	v := &Vertex{Digest: dgst, Op: op, Metadata: l.def.GetMetadata()[string(dgst)]}
 	if v.Metadata == nil {
 		v.Metadata = &pb.OpMetadata{}

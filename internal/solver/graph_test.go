@@ -57,7 +57,7 @@ func TestFacts(t *testing.T) {
 	if diff := cmp.Diff(want, chain); diff != "" {
 		t.Errorf("RootChain (-want +got):\n%s", diff)
 	}
-	if got, want := len(g.InTargets()), len(want); got != want {
+	if got, want := len(g.InTargets(g.Targets())), len(want); got != want {
 		t.Errorf("InTargets has %d, want %d", got, want)
 	}
 	if diff := cmp.Diff([]string{"FROM base", "FROM other"}, vertexNames(g.ExecBases())); diff != "" {
@@ -184,6 +184,42 @@ func TestSharedBetweenPlatforms(t *testing.T) {
 	want := []string{"COPY /x", "COPY /x", "FROM base", "FROM base", "RUN x", "RUN x", "local://context"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("vertices (-want +got):\n%s", diff)
+	}
+}
+
+// TestSharedBetweenTargets has two targets that copy different paths of a context
+// and share a stage: the frontend tells each apart what it reads.
+func TestSharedBetweenTargets(t *testing.T) {
+	t.Parallel()
+	target := func(follow []string, p string) llb.State {
+		bctx := llb.Local("context", llb.FollowPaths(follow))
+		return copyFrom(run(copyFrom(image("base"), bctx, "/common"), "RUN x"), bctx, p)
+	}
+	g := load(t, target([]string{"b", "common"}, "/b"), target([]string{"a", "common"}, "/a"))
+	// The base, the context, COPY, RUN, and a COPY each.
+	if len(g.Vertices()) != 6 {
+		t.Errorf("%d vertices, want 6", len(g.Vertices()))
+	}
+	follow := func(g *Graph) (all []string) {
+		for _, v := range g.Vertices() {
+			if src := v.Op.GetSource(); src.GetIdentifier() == "local://context" {
+				all = append(all, src.Attrs[pb.AttrFollowPaths])
+			}
+		}
+		return all
+	}
+	if got := follow(g); !slices.Equal(got, []string{`["a","b","common"]`}) {
+		t.Errorf("the context is read at %q", got)
+	}
+	// Who reads everything reads it for all.
+	whole := copyFrom(image("base"), llb.Local("context"), "/")
+	if got := follow(load(t, whole, target([]string{"a", "common"}, "/a"))); !slices.Equal(got, []string{""}) {
+		t.Errorf("the whole context is read at %q", got)
+	}
+	// Another ignore list is another source.
+	other := copyFrom(image("base"), llb.Local("context", llb.FollowPaths([]string{"x"}), llb.ExcludePatterns([]string{"y"})), "/x")
+	if got := follow(load(t, other, target([]string{"common"}, "/common"))); !slices.Equal(got, []string{`["x"]`, `["common"]`}) {
+		t.Errorf("two sources are read at %q", got)
 	}
 }
 

@@ -109,7 +109,7 @@ func project(t *testing.T, hako string) string {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"Dockerfile": "FROM scratch\nCOPY a.txt /\n", ".dockerignore": "bin\n", "a.txt": "a\n",
+		"Dockerfile": "FROM scratch AS app\nCOPY a.txt /\nFROM app AS test\nCOPY a.txt /b.txt\n", ".dockerignore": "bin\n", "a.txt": "a\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
