@@ -221,8 +221,8 @@ func (c *contexts) openLayout(key, name, path, ref, tag string) error {
 	return nil
 }
 
-// moved tells the contexts on the volume at path that its content is in the
-// directory aside of it now; move does that.
+// moved tells the contexts on the volume at path that its content is in another
+// directory now, which move returns.
 func (c *contexts) moved(path string, move func() (string, error)) error {
 	var at []*tree.Switch
 	for _, p := range c.opened {
@@ -230,15 +230,14 @@ func (c *contexts) moved(path string, move func() (string, error)) error {
 			at = append(at, p.sw)
 		}
 	}
-	return moveAll(at, path, move)
+	return moveAll(at, move)
 }
 
 // moveAll stops all readers, then moves, then shows each the new place.
-func moveAll(at []*tree.Switch, path string, move func() (string, error)) error {
-	var aside string
-	inner := func() error {
-		var err error
-		aside, err = move()
+func moveAll(at []*tree.Switch, move func() (string, error)) error {
+	var dir string
+	inner := func() (err error) {
+		dir, err = move()
 		return err
 	}
 	for _, sw := range at {
@@ -248,7 +247,7 @@ func moveAll(at []*tree.Switch, path string, move func() (string, error)) error 
 				if err := next(); err != nil {
 					return nil, err
 				}
-				return tree.OpenDir(filepath.Join(path, aside))
+				return tree.OpenDir(dir)
 			})
 		}
 	}

@@ -33,8 +33,8 @@ type InPlaceOptions struct {
 	// a volume there has to make room.
 	Needs []string
 	// OnVolume wraps the moving aside of a volume's content, for readers of that
-	// volume; nil just calls move.
-	OnVolume func(path string, move func() (aside string, err error)) error
+	// volume, which find it in dir then; nil just calls move.
+	OnVolume func(path string, move func() (dir string, err error)) error
 	// Logf tells people what is going on.
 	Logf func(format string, args ...any)
 }
@@ -42,12 +42,14 @@ type InPlaceOptions struct {
 // InPlace runs commands in the container's own root. Run is not safe for
 // concurrent use, Prefetch is.
 type InPlace struct {
-	opt  InPlaceOptions
-	work string
-	lot  *lot
-	lock *os.File
-	pool *pool
-	self *selftest
+	opt    InPlaceOptions
+	work   string
+	lot    *lot
+	lock   *os.File
+	null   *os.File // /dev/null of the container
+	memory *memory
+	pool   *pool
+	self   *selftest
 
 	parked  bool
 	shm     string // directory on tmpfs for secrets and sockets
@@ -108,7 +110,11 @@ func NewInPlace(ctx context.Context, opt InPlaceOptions) (*InPlace, error) {
 		}
 	}
 	cleanWork(work)
-	s.pool = newPool(ctx, filepath.Join(work, "roots"))
+	if s.null, err = os.Open(os.DevNull); err != nil {
+		return nil, errors.Join(err, s.lot.close(), lock.Close())
+	}
+	s.memory = openMemory()
+	s.pool = newPool(ctx, filepath.Join(work, "roots"), s.memory.limit())
 	return s, nil
 }
 
@@ -213,7 +219,8 @@ func (s *InPlace) Close() error {
 	if os.Getppid() != 1 {
 		cleanWork(s.work)
 	}
-	return errors.Join(err, s.lot.close(), s.lock.Close())
+	s.memory.close()
+	return errors.Join(err, s.null.Close(), s.lot.close(), s.lock.Close())
 }
 
 // Run runs p in the root that ref describes and returns what it changed. The
@@ -255,7 +262,7 @@ func (s *InPlace) Ran(ref *layer.Ref, l *layer.Layer) {
 // checkImage refuses images that have files where hako itself has to be.
 func (s *InPlace) checkImage(base tree.FS) error {
 	for name := range s.lot.keep {
-		if _, err := os.Lstat("/" + name); err != nil {
+		if _, err := os.Lstat(s.lot.at(name)); err != nil {
 			continue
 		}
 		if _, err := base.Lstat(name); err == nil {
@@ -304,11 +311,11 @@ func (s *InPlace) advance(ctx context.Context, ref *layer.Ref) error {
 		return nil
 	}
 	s.live.record = nil
-	root, err := layer.OpenRoot("/")
+	root, err := layer.OpenRoot(s.lot.at(""))
 	if err != nil {
 		return err
 	}
-	if limit := memoryLimit(); limit > 0 {
+	if limit := s.memory.limit(); limit > 0 {
 		if err := root.FlushEvery(limit / dirtyShare); err != nil {
 			return errors.Join(err, root.Close())
 		}

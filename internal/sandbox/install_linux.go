@@ -96,7 +96,7 @@ func (l *lot) fillVolume(dir, path string) error {
 		return err
 	}
 	defer d.Close()
-	if err := materialize(d.WithXattrs(), "", "/"+path); err != nil {
+	if err := materialize(d.WithXattrs(), "", l.at(path)); err != nil {
 		return err
 	}
 	return nil

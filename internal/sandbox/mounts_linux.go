@@ -98,12 +98,13 @@ func (p *placer) systemFile(path string, data []byte) error {
 		return err
 	}
 	if p.masked[q] {
-		was, err := os.ReadFile("/" + q)
+		file := p.s.lot.at(q)
+		was, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		p.onUndo(func() error { return putContent("/"+q, was) })
-		return putContent("/"+q, data)
+		p.onUndo(func() error { return putContent(file, was) })
+		return putContent(file, data)
 	}
 	return p.at(q, func(dest string) error { return os.WriteFile(dest, data, 0o644) })
 }
@@ -158,46 +159,63 @@ func (p *placer) mount(ctx context.Context, m *Mount, cwd string) error {
 	return fmt.Errorf("unknown mount type %d", m.Type)
 }
 
+// hold opens the directory at path until the end and returns a name for it. What
+// is put into it is found again there, wherever a command moves the directory
+// and whatever it puts in its place.
+func (p *placer) hold(path string) (string, error) {
+	f, err := p.root.OpenDirectory(path)
+	if err != nil {
+		return "", err
+	}
+	p.onUndo(f.Close)
+	return below(int(f.Fd()), ""), nil
+}
+
 // at clears path, calls make for it, and undoes both in the end. make's result
 // may be anything; it is deleted.
 func (p *placer) at(path string, make func(dest string) error) error {
 	if err := p.parents(tree.Parent(path)); err != nil {
 		return err
 	}
-	dest := "/" + path
-	restoreTimes, err := keepTimes(filepath.Dir(dest))
+	dir, err := p.hold(tree.Parent(path))
 	if err != nil {
 		return err
 	}
-	if err := p.aside(dest); err != nil {
+	dest := filepath.Join(dir, tree.Base(path))
+	restoreTimes, err := keepTimes(dir)
+	if err != nil {
+		return err
+	}
+	if err := p.aside(dir, path); err != nil {
 		return err
 	}
 	p.onUndo(func() error {
-		keep, err := keepTimes(filepath.Dir(dest))
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // the command removed the directory
-		}
+		keep, err := keepTimes(dir)
 		return errors.Join(err, layer.RemoveAll(dest), keep())
 	})
 	return errors.Join(make(dest), restoreTimes())
 }
 
-// aside moves what is at dest away until the end.
-func (p *placer) aside(dest string) error {
+// aside moves what is at path, in the held directory dir, away until the end.
+func (p *placer) aside(dir, path string) error {
+	dest := filepath.Join(dir, tree.Base(path))
 	if _, err := os.Lstat(dest); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	p.n++
 	away := filepath.Join(p.s.work, "aside", fmt.Sprint(p.n))
 	if err := os.Rename(dest, away); err != nil {
-		return fmt.Errorf("move %s aside: %w", dest, err)
+		return fmt.Errorf("move /%s aside: %w", path, err)
 	}
 	p.onUndo(func() error {
-		keep, err := keepTimes(filepath.Dir(dest))
-		if errors.Is(err, os.ErrNotExist) {
+		keep, err := keepTimes(dir)
+		if err == nil {
+			err = errors.Join(layer.RemoveAll(dest), os.Rename(away, dest))
+		}
+		if errors.Is(err, os.ErrNotExist) { // the command removed the directory
 			return layer.RemoveAll(away)
 		}
-		return errors.Join(err, layer.RemoveAll(dest), os.Rename(away, dest), keep())
+		return errors.Join(err, keep())
 	})
 	return nil
 }
@@ -207,24 +225,26 @@ func (p *placer) aside(dest string) error {
 func (p *placer) parents(dir string) error {
 	var missing []string
 	for q := dir; q != ""; q = tree.Parent(q) {
-		if _, err := os.Lstat("/" + q); err == nil {
+		if _, err := p.root.Lstat(q); err == nil {
 			break
 		}
-		missing = append(missing, "/"+q)
+		missing = append(missing, q)
 	}
-	for _, d := range slices.Backward(missing) {
-		restoreTimes, err := keepTimes(filepath.Dir(d))
+	for _, q := range slices.Backward(missing) {
+		dir, err := p.hold(tree.Parent(q))
 		if err != nil {
 			return err
 		}
+		restoreTimes, err := keepTimes(dir)
+		if err != nil {
+			return err
+		}
+		d := filepath.Join(dir, tree.Base(q))
 		if err := errors.Join(os.Mkdir(d, 0o755), os.Chmod(d, 0o755), restoreTimes()); err != nil {
 			return err
 		}
 		p.onUndo(func() error {
-			keep, err := keepTimes(filepath.Dir(d))
-			if errors.Is(err, os.ErrNotExist) {
-				return nil
-			}
+			keep, err := keepTimes(dir)
 			if rerr := unix.Rmdir(d); rerr != nil && rerr != unix.ENOTEMPTY && rerr != unix.ENOENT && rerr != unix.ENOTDIR {
 				return errors.Join(err, rerr)
 			}
@@ -369,7 +389,7 @@ func (p *placer) private() (string, error) {
 	}
 	base := "/dev/shm"
 	var fs unix.Statfs_t
-	if unix.Statfs(base, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+	if unix.Statfs(p.s.lot.at(base), &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
 		base = p.s.work
 		if err := os.Chmod(base, 0o711); err != nil {
 			return "", err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,16 @@ const (
 	parkedName = "parked"
 	trashName  = "trash"
 )
+
+// at names p, a path relative to the container's root, for calls that take no
+// descriptor. The kernel begins at what root has open (proc(5)): nothing is
+// looked up from /, which is an image's.
+func (l *lot) at(p string) string { return below(l.root, p) }
+
+// below names p below the open directory fd, wherever that directory is by then.
+func below(fd int, p string) string {
+	return filepath.Join("/proc/self/fd", strconv.Itoa(fd), p)
+}
 
 func (l *lot) parked() string { return filepath.Join(l.work, parkedName) }
 

@@ -29,6 +29,7 @@ const dirtyShare = 8
 // be unpacked while a command still runs.
 type pool struct {
 	dir    string
+	limit  int64           // of the container's memory, 0 if there is none
 	ctx    context.Context //nolint:containedctx // of the pool's goroutines, ended by close
 	cancel context.CancelFunc
 	g      *errgroup.Group
@@ -50,8 +51,8 @@ type assembly struct {
 	err     error
 }
 
-func newPool(ctx context.Context, dir string) *pool {
-	p := &pool{dir: dir}
+func newPool(ctx context.Context, dir string, limit int64) *pool {
+	p := &pool{dir: dir, limit: limit}
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.g, p.ctx = errgroup.WithContext(ctx)
 	return p
@@ -107,7 +108,7 @@ func (p *pool) start(a *assembly) {
 		defer p.finished(a)
 		p.unpack.Lock()
 		defer p.unpack.Unlock()
-		a.err = assemble(p.ctx, a.dir, a.layers)
+		a.err = assemble(p.ctx, a.dir, a.layers, p.limit)
 		return nil // whoever takes the root gets the error
 	})
 }
@@ -147,7 +148,7 @@ func (p *pool) take(ctx context.Context, layers []*layer.Layer) (string, error) 
 	p.mu.Lock()
 	p.startWaiting()
 	p.mu.Unlock()
-	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):])
+	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], p.limit)
 }
 
 // choose removes the best fitting assembly from the pool, or starts one.
@@ -177,8 +178,9 @@ func (p *pool) choose(layers []*layer.Layer) *assembly {
 	return a
 }
 
-// assemble unpacks layers into dir, on top of what is there.
-func assemble(ctx context.Context, dir string, layers []*layer.Layer) error {
+// assemble unpacks layers into dir, on top of what is there, in a container whose
+// memory limit is limit.
+func assemble(ctx context.Context, dir string, layers []*layer.Layer, limit int64) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("assemble root: %w", err)
 	}
@@ -189,7 +191,7 @@ func assemble(ctx context.Context, dir string, layers []*layer.Layer) error {
 	if err != nil {
 		return fmt.Errorf("assemble root: %w", err)
 	}
-	if limit := memoryLimit(); limit > 0 {
+	if limit > 0 {
 		if err := root.FlushEvery(limit / dirtyShare); err != nil {
 			return errors.Join(err, root.Close())
 		}

@@ -28,8 +28,10 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // A runner runs one process in the root that is installed.
 type runner struct {
-	root tree.FS // the live root
-	work string
+	root   tree.FS // the live root
+	lot    *lot
+	null   *os.File // /dev/null, for a process without input
+	memory *memory
 }
 
 func getenv(env []string, key string) (string, bool) {
@@ -72,6 +74,9 @@ func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
 			Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: groups},
 		},
 	}
+	if cmd.Stdin == nil {
+		cmd.Stdin = r.null // else os/exec opens the image's
+	}
 	return r.wait(ctx, cmd, p)
 }
 
@@ -94,7 +99,7 @@ func (r *runner) wait(ctx context.Context, cmd *exec.Cmd, p *Process) (int64, er
 	}
 	go drain(orDiscard(p.Stdout), outR)
 	go drain(orDiscard(p.Stderr), errR)
-	ooms := oomKills()
+	ooms := r.memory.kills()
 	start := time.Now()
 	err = cmd.Start()
 	outW.Close()
@@ -145,9 +150,9 @@ func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err err
 	if !ws.Signaled() && slices.Contains(valid, e.Code) {
 		return peak, nil
 	}
-	if oomKills() > ooms {
+	if r.memory.kills() > ooms {
 		e.OOM = true
-		e.Limit = memoryLimit()
+		e.Limit = r.memory.limit()
 	}
 	return peak, e
 }
@@ -220,10 +225,11 @@ func (r *runner) makeCwd(cwd string, uid, gid int) error {
 		missing = append(missing, q)
 	}
 	for _, q := range slices.Backward(missing) {
-		if err := os.Mkdir("/"+q, 0o755); err != nil {
+		dir := r.lot.at(q)
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		if err := errors.Join(os.Chmod("/"+q, 0o755), os.Lchown("/"+q, uid, gid)); err != nil {
+		if err := errors.Join(os.Chmod(dir, 0o755), os.Lchown(dir, uid, gid)); err != nil {
 			return err
 		}
 	}
@@ -269,38 +275,69 @@ func (r *runner) executable(name, p string) error {
 	return nil
 }
 
-// oomKills counts the processes that this container's memory limit has killed;
-// -1 if the kernel does not tell.
-func oomKills() int64 {
-	for _, f := range []string{"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"} {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue
+// A memory tells what the container's memory limit is and what it did. Its files
+// are open, for the time in which what lies at their paths may be an image's.
+type memory struct{ max, events *os.File }
+
+func openMemory() *memory {
+	return &memory{
+		max:    openFirst("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+		events: openFirst("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"),
+	}
+}
+
+// openFirst opens the first of the files that there is; nil if there is none.
+func openFirst(paths ...string) *os.File {
+	for _, p := range paths {
+		if f, err := os.Open(p); err == nil {
+			return f
 		}
-		for _, l := range strings.Split(string(b), "\n") {
-			if v, ok := strings.CutPrefix(l, "oom_kill "); ok {
-				n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
-				return n
-			}
+	}
+	return nil
+}
+
+func (m *memory) close() {
+	for _, f := range []*os.File{m.max, m.events} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// readAgain returns what the kernel has to say in f now.
+func readAgain(f *os.File) string {
+	if f == nil {
+		return ""
+	}
+	b := make([]byte, 4096)
+	n, _ := f.ReadAt(b, 0)
+	return string(b[:n])
+}
+
+// kills counts the processes that the limit has killed; -1 if the kernel does
+// not tell.
+func (m *memory) kills() int64 {
+	for l := range strings.Lines(readAgain(m.events)) {
+		if v, ok := strings.CutPrefix(l, "oom_kill "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+			return n
 		}
 	}
 	return -1
 }
 
-// memoryLimit returns the container's memory limit in bytes, 0 if there is none.
-func memoryLimit() int64 {
-	for _, f := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-		if err == nil && n < 1<<60 {
-			return n
-		}
+// limit returns the limit in bytes, 0 if there is none.
+func (m *memory) limit() int64 {
+	n, err := strconv.ParseInt(strings.TrimSpace(readAgain(m.max)), 10, 64)
+	if err != nil || n >= 1<<60 {
+		return 0
 	}
-	return 0
+	return n
 }
 
 // MemoryLimit returns the memory limit of this container in bytes, 0 if none is known.
-func MemoryLimit() int64 { return memoryLimit() }
+func MemoryLimit() int64 {
+	m := openMemory()
+	defer m.close()
+	return m.limit()
+}

@@ -30,7 +30,7 @@ func (s *InPlace) trusted() (bool, error) {
 
 // runInstalled runs p in the root as it stands and finds the changes.
 func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*Result, error) {
-	live, err := tree.OpenDir("/")
+	live, err := tree.OpenDir(s.lot.at(""))
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*
 	err = pl.place(ctx, p)
 	var peak int64
 	if err == nil {
-		r := &runner{root: live, work: s.work}
+		r := &runner{root: live, lot: s.lot, null: s.null, memory: s.memory}
 		peak, err = r.run(ctx, p)
 	}
 	err = errors.Join(err, pl.remove(), clean())
@@ -103,13 +103,13 @@ func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS,
 // cleanShared remembers what is in the shared memory file systems that commands
 // see, and returns a function that removes what a command left there.
 func (s *InPlace) cleanShared() func() error {
-	dirs := []string{"/dev/shm", "/dev/mqueue"}
+	dirs := []string{"dev/shm", "dev/mqueue"}
 	had := make(map[string]map[string]bool)
 	for _, d := range dirs {
-		if !isMountPoint(d) {
+		if !isMountPoint(s.lot.at(d)) {
 			continue
 		}
-		names, err := os.ReadDir(d)
+		names, err := os.ReadDir(s.lot.at(d))
 		if err != nil {
 			continue
 		}
@@ -120,15 +120,15 @@ func (s *InPlace) cleanShared() func() error {
 	}
 	return func() error {
 		for d, names := range had {
-			now, err := os.ReadDir(d)
+			now, err := os.ReadDir(s.lot.at(d))
 			if err != nil {
 				return err
 			}
 			for _, n := range now {
-				p := filepath.Join(d, n.Name())
-				if !names[n.Name()] && p != s.shm {
-					if err := layer.RemoveAll(p); err != nil {
-						return fmt.Errorf("clean %s: %w", d, err)
+				p := tree.Join(d, n.Name())
+				if !names[n.Name()] && "/"+p != s.shm {
+					if err := layer.RemoveAll(s.lot.at(p)); err != nil {
+						return fmt.Errorf("clean /%s: %w", d, err)
 					}
 				}
 			}

@@ -24,9 +24,10 @@ import (
 const terminationLog = "/dev/termination-log"
 
 type supervisor struct {
-	cmd  *exec.Cmd
-	pipe *os.File
-	ooms int64 // processes that the memory limit had killed before
+	cmd    *exec.Cmd
+	pipe   *os.File
+	memory *memory
+	ooms   int64 // processes that the memory limit had killed before
 	// tells is set for kaniko's personality, which tells Kubernetes how it ended,
 	// unless the digest is to go there.
 	tells bool
@@ -35,7 +36,8 @@ type supervisor struct {
 func (s *supervisor) run(args []string) int {
 	// PR_SET_PDEATHSIG counts the thread that forked as the parent.
 	runtime.LockOSThread()
-	s.ooms = oomKills()
+	s.memory = openMemory()
+	s.ooms = s.memory.kills()
 	s.tells = slices.Contains([]string{filepath.Base(args[0]), args[min(1, len(args)-1)]}, "executor") &&
 		!slices.ContainsFunc(args, func(a string) bool { return strings.Contains(a, terminationLog) })
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -103,7 +105,7 @@ func (s *supervisor) finish(ws unix.WaitStatus) int {
 		}
 	}
 	code, kind := 128+int(ws.Signal()), "killed"
-	if limit := memoryLimit(); oomKills() > s.ooms && limit > 0 {
+	if limit := s.memory.limit(); s.memory.kills() > s.ooms && limit > 0 {
 		kind = "oom"
 		fmt.Fprintf(os.Stderr, " why     out of memory: the container's limit is %d MiB\n try     resources.limits.memory: %s\n", limit>>20, quantity(2*limit))
 	}

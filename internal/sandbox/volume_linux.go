@@ -170,7 +170,7 @@ func (s *InPlace) makeRoom(_ context.Context, base tree.FS) error {
 
 func (s *InPlace) parkVolume(m string) error {
 	var fs unix.Statfs_t
-	if err := unix.Statfs("/"+m, &fs); err != nil {
+	if err := unix.Statfs(s.lot.at(m), &fs); err != nil {
 		return fmt.Errorf("look at the volume /%s: %w", m, err)
 	}
 	if fs.Flags&unix.ST_RDONLY != 0 {
@@ -190,7 +190,7 @@ func (s *InPlace) parkVolume(m string) error {
 	record := func() (string, error) {
 		aside, err := move()
 		s.volumes[m].aside = aside
-		return aside, err
+		return s.lot.at(tree.Join(m, aside)), err
 	}
 	if s.opt.OnVolume != nil {
 		return s.opt.OnVolume("/"+m, record)

@@ -116,6 +116,22 @@ func openat2(dir int, p string, flags int) (int, error) {
 	}
 }
 
+// OpenDirectory opens the directory at p, for calls that take a descriptor.
+func (d *Dir) OpenDirectory(p string) (*os.File, error) {
+	if !validPath(p) {
+		return nil, NotExist("open", p)
+	}
+	fd := -1
+	err := d.h.with(func(root int) (err error) {
+		fd, err = d.h.openDir(root, p, unix.O_RDONLY)
+		return err
+	})
+	if err != nil {
+		return nil, pathErr("open", p, err)
+	}
+	return os.NewFile(uintptr(fd), "/"+p), nil
+}
+
 // inParent calls fn with a descriptor of the directory that holds p.
 func (d *Dir) inParent(op, p string, fn func(dir int, name string) error) error {
 	if !validPath(p) {

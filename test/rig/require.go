@@ -21,6 +21,7 @@ const (
 	NeedPodman     Need = "podman"
 	NeedBusybox    Need = "busybox"
 	NeedMmdebstrap Need = "mmdebstrap"
+	NeedStrace     Need = "strace"
 )
 
 // Require skips t, naming the reason, where a need is not met. With CI=true a
