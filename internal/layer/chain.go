@@ -318,20 +318,16 @@ func (c *chain) ReadDir(p string) ([]tree.Entry, error) {
 
 // children calls fn with the names in the directory p.
 func (x *index) children(p string, fn func(name string)) {
-	i := x.search(p)
-	if i < x.count && string(x.path(i)) == p {
-		i++
-	}
-	for i < x.count {
+	for i := x.search(p); i < x.count; {
 		b := x.path(i)
 		if !within(b, p) {
 			return
 		}
-		rest := b
-		if p != "" {
-			rest = b[len(p)+1:]
+		name := strings.TrimPrefix(string(b[len(p):]), "/")
+		if name == "" { // p itself; in a broken index again and again
+			i++
+			continue
 		}
-		name := string(rest)
 		if k := strings.IndexByte(name, '/'); k >= 0 {
 			name = name[:k] // cannot be: parents have records
 		}
