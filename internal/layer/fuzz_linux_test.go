@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"hako/internal/layer"
+	"hako/internal/store"
 	"hako/internal/tree"
+	"hako/internal/tree/treetest"
 )
 
 // FuzzUnpackTar unpacks two hostile layers on each other, beside files that must
@@ -42,7 +44,10 @@ func FuzzUnpackTar(f *testing.F) {
 		if len(one)+len(two) > 1<<16 {
 			return
 		}
-		st := open(t)
+		st, err := store.Open(treetest.MemoryDir(t))
+		if err != nil {
+			t.Fatal(err)
+		}
 		ls := []*layer.Layer{foreign(st, one, one), foreign(st, two, two)}
 		checkView(t, ls)
 		if os.Getuid() == 0 {
@@ -76,7 +81,7 @@ func checkView(t *testing.T, ls []*layer.Layer) {
 
 // checkEscape unpacks the layers, with the index known and not known.
 func checkEscape(t *testing.T, ls []*layer.Layer) {
-	out := t.TempDir()
+	out := treetest.MemoryDir(t)
 	root := filepath.Join(out, "root")
 	err := errors.Join(os.Mkdir(root, 0o755), os.Mkdir(filepath.Join(out, "victims"), 0o755),
 		os.WriteFile(filepath.Join(out, "victim"), []byte("good"), 0o600), os.WriteFile(filepath.Join(out, "victims/f"), []byte("good"), 0o600))

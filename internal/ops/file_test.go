@@ -250,12 +250,17 @@ func tarOf(t testing.TB, names ...string) []byte {
 // add runs an ADD of an archive to dest on base.
 func add(t testing.TB, base tree.FS, archive []byte, dest string, opts ...func(*pb.FileActionCopy)) (*fileResults, error) {
 	t.Helper()
+	return addIn(t, t.TempDir(), base, archive, dest, opts...)
+}
+
+func addIn(t testing.TB, dir string, base tree.FS, archive []byte, dest string, opts ...func(*pb.FileActionCopy)) (*fileResults, error) {
+	t.Helper()
 	src := tree.NewOverlay(nil)
 	e := tree.Entry{Path: "x.tar", Mode: tree.ModeRegular | 0o644, Size: int64(len(archive)), ModTime: time.Unix(1, 0)}
 	if err := src.Put(e, treetest.Content(archive)); err != nil {
 		t.Fatal(err)
 	}
-	st, err := store.Open(t.TempDir())
+	st, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +388,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte("\x1f\x8b\x08 no archive"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		base := treetest.New(t, "/safe file c=1\n/d/l link /safe\n/d/up link ..")
-		r, err := add(t, base, b, "/d/")
+		r, err := addIn(t, treetest.MemoryDir(t), base, b, "/d/")
 		if err != nil {
 			return
 		}

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -216,4 +217,20 @@ func line(tb testing.TB, fsys tree.FS, e tree.Entry, first map[tree.NodeID]strin
 		fmt.Fprintf(b, " x.%s=%s", k, e.Xattrs[k])
 	}
 	return b.String() + "\n"
+}
+
+// MemoryDir returns a directory like tb.TempDir, in memory where there is a place
+// for that: most of what some fuzz targets do is to make and delete files.
+func MemoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "hako-test-") //nolint:usetesting // TempDir is on a disk
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
 }
