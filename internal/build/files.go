@@ -133,6 +133,10 @@ func (o *outputs) resultFiles() error {
 			}
 		}
 	}
+	if o.index != "" {
+		named = append(named, export.NameDigestFile(o.shared, o.index)...)
+		tagged = append(tagged, export.NameTagDigestFile(o.shared, o.index)...)
+	}
 	meta, err := o.metadata()
 	if err != nil {
 		return err

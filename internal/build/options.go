@@ -46,6 +46,9 @@ type Options struct {
 	// CallFormat is how the answer is given: "" (text) or "json".
 	CallFormat string
 
+	// SharedIndex is the index that this build's image becomes part of. Then
+	// there are no other names, and one platform at most.
+	SharedIndex SharedIndex
 	// Destinations are references to name and push the image as.
 	Destinations []string
 	// Tags are references that only name the image, unless Push is set.

@@ -31,6 +31,8 @@ type outputs struct {
 	sink     progress.Sink
 	products []*product
 	pushed   []Pushed
+	shared   []name.Tag    // of the shared index
+	index    digest.Digest // of the shared index, if it was completed
 	check    *errgroup.Group
 }
 
@@ -50,6 +52,10 @@ type product struct {
 
 func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
 	o := &outputs{opt: opt, client: client, pusher: &tally{Pusher: client}, sink: sink}
+	var err error
+	if o.shared, err = opt.SharedIndex.prepare(opt); err != nil {
+		return nil, err
+	}
 	for _, t := range opt.targets() {
 		p := &product{Target: t}
 		for _, n := range opt.pushNames(t) {
@@ -113,7 +119,7 @@ func (o *outputs) checkPush(ctx context.Context) {
 		return
 	}
 	seen := make(map[string]bool)
-	for _, t := range o.tags() {
+	for _, t := range append(o.tags(), o.shared...) {
 		repo := t.Context()
 		if seen[repo.Name()] {
 			continue
@@ -183,6 +189,9 @@ func (o *outputs) export(ctx context.Context) (*Result, error) {
 	if err := o.push(ctx, res); err != nil {
 		return nil, err
 	}
+	if err := o.complete(ctx, res); err != nil {
+		return nil, err
+	}
 	return res, o.resultFiles()
 }
 
@@ -214,7 +223,10 @@ func (o *outputs) bundle(p *product, docker bool) (*export.Bundle, error) {
 			images[i].Epoch = &t
 		}
 	}
-	return export.Finish(images, export.Options{Docker: docker, Index: p.conv.Index, Annotations: imageAnnotations(o.opt.Annotations)})
+	shared := &o.opt.SharedIndex
+	return export.Finish(images, export.Options{
+		Docker: docker, Index: p.conv.Index || shared.isSet(), Annotations: shared.annotations(imageAnnotations(o.opt.Annotations)),
+	})
 }
 
 // push sends all images: first what they are made of, and only when all of

@@ -20,6 +20,8 @@ import (
 type buildValues struct {
 	context, file, syntax, call                         string
 	buildContexts, buildArgs, platforms, targets        []string
+	indexTags, indexPlatforms                           []string
+	indexID                                             string
 	labels, annotations                                 []string
 	tags, destinations, outputs                         []string
 	check, push, noPush, pushEarly, reproducible, quiet bool
@@ -77,6 +79,7 @@ func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
 func (v *buildValues) addResultFlags(f *pflag.FlagSet) {
 	f.StringArrayVarP(&v.tags, "tag", "t", nil, "`NAME` of the image; with --push also where it goes (repeatable)")
 	f.StringArrayVarP(&v.destinations, "destination", "d", nil, "`NAME` of the image, and push it there (repeatable)")
+	v.addIndexFlags(f)
 	f.StringArrayVarP(&v.outputs, "output", "o", nil, "`PATH`, or local|tar|oci|docker,dest=PATH (repeatable)")
 	f.StringArrayVar(&v.labels, "label", nil, "`key=value` for the config (repeatable)")
 	f.StringArrayVar(&v.annotations, "annotation", nil, "`[LEVEL:]key=value` for the manifest (repeatable)")
@@ -184,7 +187,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	opt.Progress = v.progressMode(opt.Verbosity)
 
 	for _, set := range []func(*build.Options, build.Env) error{
-		v.setTargets, v.setMaps, v.setCall, v.setLists, v.setRun, v.setEpoch,
+		v.setTargets, v.setMaps, v.setIndex, v.setCall, v.setLists, v.setRun, v.setEpoch,
 	} {
 		if err := set(&opt, a.Env); err != nil {
 			return opt, err
@@ -354,6 +357,9 @@ func checkOptions(opt *build.Options) error {
 	if err := checkTargets(opt); err != nil {
 		return err
 	}
+	if err := checkIndex(opt); err != nil {
+		return err
+	}
 	if opt.Call != build.CallBuild {
 		return nil
 	}
@@ -388,10 +394,10 @@ func checkResult(opt *build.Options) error {
 	if opt.Push && opt.NoPush {
 		return usageErrorf("--push and --no-push contradict each other")
 	}
-	if opt.Push && len(opt.Names()) == 0 {
+	if opt.Push && len(opt.Names()) == 0 && len(opt.SharedIndex.Tags) == 0 {
 		return usageErrorf("nowhere to push to: add -t REGISTRY/NAME:TAG")
 	}
-	if len(opt.PushNames()) > 0 || opt.NoPush || len(opt.Outputs) > 0 || opt.TarPath != "" || opt.OCILayoutPath != "" {
+	if len(opt.PushNames()) > 0 || len(opt.SharedIndex.Tags) > 0 || opt.NoPush || len(opt.Outputs) > 0 || opt.TarPath != "" || opt.OCILayoutPath != "" {
 		return nil
 	}
 	if opt.Executor {
