@@ -210,7 +210,7 @@ func TestForbiddenCalls(t *testing.T) {
 // isEntryPoint reports whether the file is one that runs as another process: it
 // exits by itself, being its own main.
 func isEntryPoint(path, call string) bool {
-	return call == "os.Exit" && slices.Contains([]string{"internal/sandbox/init.go", "internal/sandbox/init_linux.go"}, path)
+	return (call == "os.Exit" || call == "os.Environ") && slices.Contains([]string{"internal/sandbox/init.go", "internal/sandbox/init_linux.go"}, path)
 }
 
 func importNames(f *ast.File) map[string]string {

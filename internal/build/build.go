@@ -111,7 +111,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	if b.outputs, err = openOutputs(ctx, opt, client, sink); err != nil {
 		return nil, err
 	}
-	b.room = &room{opt: opt, contexts: b.contexts, network: b.network, logf: b.note}
+	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
 	b.wire(ctx)
 	return b, nil
 }
@@ -132,21 +132,18 @@ func (b *build) openStore() error {
 
 // wire puts the parts together.
 func (b *build) wire(ctx context.Context) {
-	possible := b.room.possible()
 	b.interp = ops.New(ops.Options{
 		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(),
-		Sandbox: b.room.start,
-		Unsupported: func(op *pb.ExecOp, p *pb.Platform) error {
-			return unsupported(op, p, possible)
-		},
-		Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
+		Sandbox: b.room.start, Unsupported: b.room.unsupported, Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
 		Write: layer.WriteOptions{
 			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
 			Annotations: b.layerAnnotations(),
 		},
 		About: b.contexts.about, OnLayer: b.outputs.made,
 	})
-	b.solver = solver.New(ctx, b.interp, solver.Options{SerialExec: true, Sink: b.sink, Plan: b.plan})
+	b.solver = solver.New(ctx, b.interp, solver.Options{
+		SerialExec: b.room.serial, Commands: maxCommands(), Sink: b.sink, Plan: b.plan,
+	})
 }
 
 // clamp returns the latest time for files in new layers, nil for none.
@@ -175,7 +172,7 @@ func (b *build) plan(_ context.Context, g *solver.Graph) error {
 	b.interp.Plan(f)
 	if hasExec(g) {
 		b.room.need(usedPaths(g, f))
-		b.note("%s · %s", describe(b.opt.Executor), limits())
+		b.note("%s · %s", b.room.describe(), limits())
 	}
 	return nil
 }
@@ -188,12 +185,8 @@ func (b *build) note(format string, args ...any) {
 }
 
 func (b *build) run(ctx context.Context) (*Result, error) {
-	opts, err := frontendOpts(b.opt, b.contexts)
-	if err != nil {
-		return nil, err
-	}
 	fo := frontend.Options{
-		Opts: opts, Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink,
+		Opts: frontendOpts(b.opt, b.contexts), Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink,
 		SyntaxBuiltin: b.opt.Syntax == "builtin",
 	}
 	if b.opt.Call != "" && b.opt.Call != CallBuild {

@@ -20,6 +20,8 @@ type Diagnosis struct {
 	// one of them.
 	Runs     bool     `json:"runs"`
 	Remedies []string `json:"remedies,omitempty"`
+	// Parallel tells whether independent RUN steps run at the same time.
+	Parallel bool `json:"parallel"`
 	// Except lists what of a Dockerfile stops a build here before anything runs.
 	Except     []string         `json:"except"`
 	Registries []RegistryReport `json:"registries,omitempty"`
@@ -47,44 +49,58 @@ type RegistryReport struct {
 // left behind.
 func Diagnose(ctx context.Context, opt Options) (*Diagnosis, error) {
 	d := &Diagnosis{Probe: sandbox.Examine(ctx, sandbox.ProbeOptions{WorkDir: workDir(&opt), Env: opt.Env.Get})}
-	d.chooseSandbox(opt)
+	d.chooseSandbox(ctx, opt)
 	return d, d.askRegistries(ctx, &opt)
 }
 
-func (d *Diagnosis) chooseSandbox(opt Options) {
-	as := func(executor bool) error {
+func (d *Diagnosis) chooseSandbox(ctx context.Context, opt Options) {
+	room := func(executor bool, isolation string) *room {
 		o := opt
-		o.Executor = executor
-		return (&room{opt: &o}).possible()
+		o.Executor, o.Isolation = executor, isolation
+		return newRoom(ctx, &o, nil, nil, nil)
 	}
-	inplace := SandboxChoice{Name: "inplace"}
-	if err := as(true); err != nil {
+	namespace := SandboxChoice{Name: isolationNamespace}
+	why, err := room(true, isolationNamespace).namespace(ctx)
+	if namespace.OK, namespace.Why = err == nil, why; err != nil {
+		namespace.Why = err.Error()
+	}
+	inplace := SandboxChoice{Name: isolationInPlace}
+	if err := room(true, isolationInPlace).inPlace(); err != nil {
 		inplace.Why = reason(err)
-		if none, ok := errors.AsType[*NoSandboxError](err); ok {
+		if none, ok := errors.AsType[*NoSandboxError](err); ok && !namespace.OK {
 			d.Remedies = none.Remedy
 		}
 	} else {
-		inplace.OK, inplace.Chosen, d.Runs = true, true, true
-		if err := as(opt.Executor); err != nil {
+		inplace.OK = true
+		if err := room(opt.Executor, opt.Isolation).inPlace(); err != nil {
 			inplace.Why = "by the executor, or with --isolation=inplace: " + reason(err)
 		}
 	}
+	namespace.Chosen = namespace.OK && opt.Isolation != isolationInPlace
+	inplace.Chosen = inplace.OK && !namespace.Chosen && opt.Isolation != isolationNamespace
+	d.Runs, d.Parallel = namespace.Chosen || inplace.Chosen, namespace.Chosen
 	d.Sandboxes = []SandboxChoice{
-		{Name: "namespace", Why: "not in this version"},
-		inplace,
+		namespace, inplace,
 		{Name: "kernel", Why: "not in this version"},
 	}
-	d.Except = []string{"RUN"}
-	if d.Runs {
+	switch {
+	case namespace.Chosen:
+		d.Except = everywhereExcept()
+	case inplace.Chosen:
 		d.Except = inPlaceExcept()
+	default:
+		d.Except = []string{"RUN"}
 	}
+}
+
+// everywhereExcept names what unsupported refuses in every sandbox.
+func everywhereExcept() []string {
+	return []string{"RUN --security=insecure", "RUN for another platform"}
 }
 
 // inPlaceExcept names what unsupported refuses.
 func inPlaceExcept() []string {
-	return []string{
-		"RUN --network=none", "RUN --security=insecure", "RUN --mount=type=tmpfs,size=", "RUN for another platform", "--hostname",
-	}
+	return append(everywhereExcept(), "RUN --network=none", "RUN --mount=type=tmpfs,size=", "--hostname", "--shm-size", "--ulimit")
 }
 
 func reason(err error) string {

@@ -32,13 +32,15 @@ func TestDoctorListsWhatIsRefused(t *testing.T) {
 		{&pb.ExecOp{Meta: &pb.Meta{}, Mounts: []*pb.Mount{{TmpfsOpt: &pb.TmpfsOpt{}}}}, here, ""},
 		{&pb.ExecOp{Meta: &pb.Meta{}}, other, "RUN for another platform"},
 		{&pb.ExecOp{Meta: &pb.Meta{Hostname: "x"}}, here, "--hostname"},
+		{&pb.ExecOp{Meta: &pb.Meta{Ulimit: []*pb.Ulimit{{Name: "nofile", Soft: 1, Hard: 1}}}}, here, "--ulimit"},
+		{&pb.ExecOp{Meta: &pb.Meta{}, Mounts: []*pb.Mount{{Dest: "/dev/shm", TmpfsOpt: &pb.TmpfsOpt{Size: 1}}}}, here, "--shm-size"},
 	}
 	listed := map[string]bool{}
 	for _, name := range inPlaceExcept() {
 		listed[name] = true
 	}
 	for _, tt := range tests {
-		err := unsupported(tt.op, tt.platform, nil)
+		err := unsupported(tt.op, tt.platform, isolationInPlace)
 		if (err != nil) != (tt.listed != "") {
 			t.Errorf("%q: %v", tt.listed, err)
 			continue

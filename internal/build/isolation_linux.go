@@ -7,37 +7,97 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 
+	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 
 	"hako/internal/ops"
 	"hako/internal/sandbox"
 )
 
-// A room starts the sandbox when the first command comes, once.
+// A room chooses the sandbox when the first command comes, and starts it, once.
 type room struct {
 	opt      *Options
 	contexts *contexts
 	network  *network
 	logf     func(format string, args ...any)
 
+	choice func() choice // what was chosen, by trying; asked for once
+
 	mu    sync.Mutex
 	needs []string
-	box   *sandbox.InPlace
+	box   box
 	err   error
 	moved bool // files of this container were moved away
 }
 
-// possible tells why no command can be run here; nil if it can.
-func (r *room) possible() error {
-	if r.opt.Isolation != "" && r.opt.Isolation != "auto" && r.opt.Isolation != "inplace" {
-		return &NoSandboxError{Why: "--isolation=" + r.opt.Isolation + " is not available yet", Remedy: []string{"--isolation=auto"}}
+// A box is a sandbox and its end.
+type box interface {
+	ops.Sandbox
+	Close() error
+}
+
+// A choice is the sandbox that was chosen.
+type choice struct {
+	kind  string // of the isolation constants; "" if there is none
+	why   string // why this one and no stronger one, for people
+	trial *sandbox.Trial
+	err   error // no command can be run here
+}
+
+func newRoom(ctx context.Context, opt *Options, c *contexts, n *network, logf func(string, ...any)) *room {
+	r := &room{opt: opt, contexts: c, network: n, logf: logf}
+	r.choice = sync.OnceValue(func() choice { return r.choose(ctx) })
+	return r
+}
+
+// choose tries the sandboxes, the strongest first.
+func (r *room) choose(ctx context.Context) choice {
+	switch r.opt.Isolation {
+	case "", isolationAuto, isolationInPlace, isolationNamespace:
+	default:
+		return choice{err: &NoSandboxError{
+			Why: "--isolation=" + r.opt.Isolation + " is not known", Remedy: []string{"--isolation=auto, namespace or inplace"},
+		}}
 	}
+	var nerr error
+	if r.opt.Isolation != isolationInPlace {
+		var t *sandbox.Trial
+		if t, nerr = sandbox.TryNamespace(ctx, r.work()); nerr == nil {
+			return choice{kind: isolationNamespace, why: t.String(), trial: t}
+		}
+		if r.opt.Isolation == isolationNamespace {
+			return choice{err: &NoSandboxError{
+				Why:    nerr.Error(),
+				Remedy: []string{"--isolation=auto", "a machine or a pod that allows namespaces; hako doctor tells what is missing"},
+			}}
+		}
+	}
+	if err := r.inPlace(); err != nil {
+		return choice{err: err}
+	}
+	c := choice{kind: isolationInPlace}
+	if nerr != nil {
+		c.why = nerr.Error()
+	}
+	return c
+}
+
+// namespace tries that sandbox and describes it.
+func (r *room) namespace(ctx context.Context) (string, error) {
+	t, err := sandbox.TryNamespace(ctx, r.work())
+	if err != nil {
+		return "", err
+	}
+	return t.String(), nil
+}
+
+// inPlace tells why no command can be run in place; nil if it can.
+func (r *room) inPlace() error {
 	if err := sandbox.Possible(r.work()); err != nil {
 		return &NoSandboxError{
 			Why:    err.Error(),
@@ -50,7 +110,7 @@ func (r *room) possible() error {
 			Remedy: []string{"run hako in a container", "--force, if this root is yours to lose"},
 		}
 	}
-	if r.opt.Executor || r.opt.Isolation == "inplace" {
+	if r.opt.Executor || r.opt.Isolation == isolationInPlace {
 		return nil
 	}
 	if pid := sandbox.Unrelated(); pid != 0 {
@@ -60,6 +120,24 @@ func (r *room) possible() error {
 		}
 	}
 	return nil
+}
+
+// unsupported tells what of a command cannot be honoured here.
+func (r *room) unsupported(op *pb.ExecOp, p *pb.Platform) error {
+	c := r.choice()
+	if c.err != nil {
+		return c.err
+	}
+	return unsupported(op, p, c.kind)
+}
+
+// serial tells whether commands run one at a time.
+func (r *room) serial() bool { return r.choice().kind == isolationInPlace }
+
+// describe says in one line where commands will run.
+func (r *room) describe() string {
+	c := r.choice()
+	return describe(r.opt, c.kind, c.why)
 }
 
 // remedies are the settings of a pod that help against an error of
@@ -106,19 +184,32 @@ func (r *room) work() string { return workDir(r.opt) }
 
 // start returns the sandbox, made by the first caller.
 func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
+	c := r.choice()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.box != nil || r.err != nil {
 		return r.box, r.err
 	}
-	var sup io.Writer
-	if r.opt.Supervisor != nil {
-		sup = r.opt.Supervisor
+	if r.err = c.err; r.err != nil {
+		return nil, r.err
 	}
-	r.box, r.err = sandbox.NewInPlace(context.WithoutCancel(ctx), sandbox.InPlaceOptions{
-		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: sup,
+	ctx = context.WithoutCancel(ctx) // it lives until close
+	if c.kind == isolationNamespace {
+		b, err := sandbox.NewNamespace(ctx, c.trial, sandbox.NamespaceOptions{
+			WorkDir: r.work(), ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor, Logf: r.logf,
+		})
+		if r.err = err; err == nil {
+			r.box = b
+		}
+		return r.box, r.err
+	}
+	b, err := sandbox.NewInPlace(ctx, sandbox.InPlaceOptions{
+		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor,
 		Needs: r.needs, OnVolume: r.contexts.moved, Logf: r.logf,
 	})
+	if r.err = err; err == nil {
+		r.box = b
+	}
 	return r.box, r.err
 }
 
@@ -133,11 +224,11 @@ func (r *room) need(paths []string) {
 func (r *room) putBack() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.box == nil {
-		return nil
+	if b, ok := r.box.(*sandbox.InPlace); ok {
+		r.moved = r.moved || b.Moved()
+		return b.PutBack()
 	}
-	r.moved = r.moved || r.box.Moved()
-	return r.box.PutBack()
+	return nil
 }
 
 // close puts the container back if that was not done, and cleans up.
@@ -147,7 +238,9 @@ func (r *room) close() error {
 	if r.box == nil {
 		return nil
 	}
-	r.moved = r.moved || r.box.Moved()
+	if b, ok := r.box.(*sandbox.InPlace); ok {
+		r.moved = r.moved || b.Moved()
+	}
 	err := r.box.Close()
 	r.box, r.err = nil, errors.New("the sandbox is closed")
 	return err
@@ -161,10 +254,15 @@ func workDir(opt *Options) string {
 	if d := opt.Env.Get("KANIKO_DIR"); d != "" {
 		return d
 	}
-	if opt.Executor || opt.Isolation == "inplace" || os.Geteuid() == 0 && inContainer(opt.Env) {
+	if opt.Executor || opt.Isolation == isolationInPlace || asRoot(opt) && inContainer(opt.Env) {
 		return "/kaniko"
 	}
 	return cacheDir(opt.Env)
+}
+
+// asRoot tells whether root started this program.
+func asRoot(opt *Options) bool {
+	return os.Geteuid() == 0 && (opt.Supervisor == nil || !opt.Supervisor.Mapped)
 }
 
 func cacheDir(env Env) string {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/moby/buildkit/solver/pb"
+
 	"hako/internal/ops"
 )
 
@@ -23,11 +25,20 @@ type room struct {
 	moved    bool
 }
 
+func newRoom(_ context.Context, opt *Options, c *contexts, n *network, logf func(string, ...any)) *room {
+	return &room{opt: opt, contexts: c, network: n, logf: logf}
+}
+
 func (r *room) possible() error {
 	return &NoSandboxError{Why: "commands of an image need Linux, and this is " + runtime.GOOS, Remedy: []string{"run hako in a Linux container"}}
 }
 
 func (r *room) start(context.Context) (ops.Sandbox, error) { return nil, r.possible() }
+func (r *room) namespace(context.Context) (string, error)  { return "", r.possible() }
+func (r *room) inPlace() error                             { return r.possible() }
+func (r *room) unsupported(*pb.ExecOp, *pb.Platform) error { return r.possible() }
+func (r *room) serial() bool                               { return false }
+func (r *room) describe() string                           { return "" }
 func (r *room) need([]string)                              {}
 func (r *room) putBack() error                             { return nil }
 func (r *room) close() error                               { return nil }

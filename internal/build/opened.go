@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -201,7 +202,7 @@ func openAgent(a SSHAgent, env Env) (func(context.Context) (net.Conn, error), er
 }
 
 // frontendOpts returns the options for BuildKit's frontend.
-func frontendOpts(opt *Options, c *contexts) (map[string]string, error) {
+func frontendOpts(opt *Options, c *contexts) map[string]string {
 	o := map[string]string{"target": opt.targets()[0].Stage}
 	for k, v := range c.opts {
 		o[k] = v
@@ -236,17 +237,21 @@ func frontendOpts(opt *Options, c *contexts) (map[string]string, error) {
 		o["hostname"] = opt.Hostname
 	}
 	if opt.ShmSize != 0 {
-		return nil, errors.New("--shm-size: the size of /dev/shm is the container's; set it where the container is defined")
+		o["shm-size"] = strconv.FormatInt(opt.ShmSize, 10)
 	}
 	if len(opt.Ulimits) > 0 {
-		return nil, errors.New("--ulimit: resource limits are the container's; set them where it is defined")
+		var limits []string
+		for _, u := range opt.Ulimits {
+			limits = append(limits, fmt.Sprintf("%s=%d:%d", u.Name, u.Soft, u.Hard))
+		}
+		o["ulimit"] = strings.Join(limits, ",")
 	}
 	switch opt.Syntax {
 	case "", "builtin":
 	default:
 		o["build-arg:BUILDKIT_SYNTAX"] = opt.Syntax
 	}
-	return o, nil
+	return o
 }
 
 // RegistryClient returns a client for registries outside of a build.

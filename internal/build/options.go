@@ -6,11 +6,12 @@ package build
 
 import (
 	"io"
-	"os"
 	"slices"
 	"time"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"hako/internal/sandbox"
 )
 
 // Options say all there is to say about one build, as data. They are checked
@@ -127,7 +128,7 @@ type Options struct {
 	Verbosity string
 
 	// Supervisor, if set, is told what to restore when this process is killed.
-	Supervisor *os.File
+	Supervisor *sandbox.Supervisor
 
 	// Env is the caller's environment. Nothing below reads it from the system.
 	Env Env

@@ -208,7 +208,11 @@ func writeSandboxes(line printLine, d *build.Diagnosis) {
 		line(name, "%-9s  %s  %s", s.Name, verdict, why)
 	}
 	if d.Runs {
-		line("builds", "everything except %s; RUN steps one at a time", strings.Join(d.Except, ", "))
+		pace := "RUN steps one at a time"
+		if d.Parallel {
+			pace = "independent RUN steps at the same time"
+		}
+		line("builds", "everything except %s; %s", strings.Join(d.Except, ", "), pace)
 		return
 	}
 	line("builds", "Dockerfiles without RUN: FROM, COPY, ADD, ENV … work here; RUN does not")

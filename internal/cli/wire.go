@@ -12,12 +12,13 @@ import (
 
 	"hako/internal/build"
 	"hako/internal/progress"
+	"hako/internal/sandbox"
 )
 
 // Main runs the program with the process's environment and returns its exit
 // code. An empty version is looked up in what the Go tool recorded; supervisor
 // is what sandbox.Init returned.
-func Main(ctx context.Context, version string, args []string, supervisor *os.File, stdin io.Reader, stdout, stderr io.Writer) int {
+func Main(ctx context.Context, version string, args []string, supervisor *sandbox.Supervisor, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := &App{
 		Version: versionOf(version),
 		Env:     environ(),

@@ -59,10 +59,9 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	if l != nil {
 		l.Forget() // the next command changes what it was read from
 	}
-	if err = errors.Join(err, res.Close()); err != nil {
+	if err = errors.Join(err, res.Close(l)); err != nil {
 		return nil, err
 	}
-	sb.Ran(base, l)
 	memory := ""
 	if res.PeakRSS > 0 {
 		memory = " · peak memory " + units.BytesSize(float64(res.PeakRSS))
@@ -121,7 +120,12 @@ func execOutputs(op *pb.ExecOp, inputs []*layer.Ref, root *layer.Ref) ([]*layer.
 // process describes the command for the sandbox.
 func (in *Interpreter) process(ctx context.Context, op *pb.ExecOp, inputs []*layer.Ref) (*sandbox.Process, error) {
 	meta := op.Meta
-	p := &sandbox.Process{Args: meta.Args, Cwd: meta.Cwd, User: meta.User}
+	p := &sandbox.Process{
+		Args: meta.Args, Cwd: meta.Cwd, User: meta.User, Hostname: meta.Hostname, NoNetwork: op.Network == pb.NetMode_NONE,
+	}
+	for _, l := range meta.Ulimit {
+		p.Limits = append(p.Limits, sandbox.Limit{Name: l.Name, Soft: l.Soft, Hard: l.Hard})
+	}
 	p.Env = append(p.Env, meta.Env...)
 	p.Env = append(p.Env, proxyEnv(meta.ProxyEnv)...)
 	for _, h := range meta.ExtraHosts {
@@ -187,12 +191,13 @@ func (in *Interpreter) mount(ctx context.Context, p *sandbox.Process, m *pb.Moun
 			sm.Type = sandbox.Cache
 			sm.CacheID = m.CacheOpt.GetID()
 			sm.Private = m.CacheOpt.GetSharing() == pb.CacheSharingOpt_PRIVATE
+			sm.Locked = m.CacheOpt.GetSharing() == pb.CacheSharingOpt_LOCKED
 			if m.Input >= 0 { // caches with different beginnings are different (MM:72)
 				sm.CacheID += ":" + string(inputs[m.Input].ChainID())
 			}
 		}
 	case pb.MountType_TMPFS:
-		sm.Type = sandbox.Tmpfs
+		sm.Type, sm.Size = sandbox.Tmpfs, m.TmpfsOpt.GetSize()
 	case pb.MountType_SECRET:
 		v, err := in.secret(m.SecretOpt.ID, m.SecretOpt.Optional)
 		if err != nil || v == nil {

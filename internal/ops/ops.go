@@ -39,10 +39,8 @@ type Sandbox interface {
 	// Assembling returns a channel that is closed when the root that l is being
 	// unpacked for is assembled; nil if there is none.
 	Assembling(l *layer.Layer) <-chan struct{}
-	// Run runs p on ref; one at a time.
+	// Run runs p on ref. The solver knows whether it may be called concurrently.
 	Run(ctx context.Context, ref *layer.Ref, p *sandbox.Process) (*sandbox.Result, error)
-	// Ran tells what the changes of the last Run have become.
-	Ran(ref *layer.Ref, l *layer.Layer)
 }
 
 // Facts are what has to be known of the whole graph before its first vertex is

@@ -14,25 +14,54 @@ import (
 // supervises it.
 const engineArg = "--hako-engine"
 
-// Init is called first in main. For commands that may run things in place it
-// does not return: this process becomes the supervisor, which is small, starts the program
-// again as its child (the engine), forwards signals, reaps what is orphaned,
-// and puts the container back if the engine is killed. In the engine Init
-// returns the arguments and a pipe by which the engine tells what to restore.
-func Init(args []string) ([]string, *os.File) {
-	if len(args) > 1 && args[1] == engineArg {
+// Init is called first in main. For commands that may run things it does not
+// return: this process becomes the supervisor, which is small, starts the program
+// again as its child (the engine), for an ordinary user in a user namespace, forwards
+// signals, reaps what is orphaned, and cleans up behind an engine that was killed.
+// In the engine Init returns the arguments and the supervisor. The processes that
+// become a command, or prepare something, do not return either.
+func Init(args []string) ([]string, *Supervisor) {
+	if len(args) < 2 {
+		return args, nil
+	}
+	switch args[1] {
+	case confineArg:
+		os.Exit(confine()) //nolint:forbidigo // see above
+	case gateArg:
+		// The environment goes on as it is.
+		os.Exit(gate(append([]string{args[0]}, args[2:]...), os.Environ())) //nolint:forbidigo // see above
+	case mappedArg, engineArg:
+		rest := append([]string{args[0]}, args[2:]...)
+		if len(rest) == 3 && helper(rest[1], rest[2]) {
+			os.Exit(0) //nolint:forbidigo // it was all there is to do
+		}
 		// RUN is root beside us: without this it could read our memory.
 		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+		// Becoming root of a user namespace has cleared it.
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
 		unix.CloseOnExec(3)
-		return append([]string{args[0]}, args[2:]...), os.NewFile(3, "supervisor")
+		return rest, &Supervisor{pipe: os.NewFile(3, "supervisor"), Mapped: args[1] == mappedArg}
 	}
-	if os.Geteuid() != 0 || !wantsEngine(args) {
+	if !wantsEngine(args) {
 		return args, nil
 	}
 	s := &supervisor{}
 	os.Exit(s.run(args)) //nolint:forbidigo // the supervisor is a program of its own
 	return nil, nil
+}
+
+// helper does one of the small jobs that need a user namespace, if name is one.
+func helper(name, dir string) bool {
+	switch name {
+	case tryArg:
+		answerTry(dir)
+	case sweepArg:
+		sweep(dir)
+	default:
+		return false
+	}
+	return true
 }
 
 // wantsEngine tells whether the command may run something in place.

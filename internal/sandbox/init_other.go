@@ -8,7 +8,7 @@ package sandbox
 import "os"
 
 // Init does nothing where no command can be run in place.
-func Init(args []string) ([]string, *os.File) { return args, nil }
+func Init(args []string) ([]string, *Supervisor) { return args, nil }
 
 // MemoryLimit returns 0: no limit is known.
 func MemoryLimit() int64 { return 0 }

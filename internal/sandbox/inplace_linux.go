@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +27,7 @@ type InPlaceOptions struct {
 	// Hosts and ResolvConf are the container's files, read before anything moved.
 	Hosts, ResolvConf []byte
 	// Supervisor is told what to restore; may be nil.
-	Supervisor io.Writer
+	Supervisor *Supervisor
 	// Needs are the paths, relative to the root, that the build's instructions use:
 	// a volume there has to make room.
 	Needs []string
@@ -241,6 +240,7 @@ func (s *InPlace) Run(ctx context.Context, ref *layer.Ref, p *Process) (*Result,
 		s.live.layers = nil // whatever is there now, it is no known state
 		return nil, err
 	}
+	res.keep = func(l *layer.Layer) { s.live.layers = append(slices.Clone(ref.Layers), l) }
 	if s.live.fresh {
 		s.live.fresh = false
 		res.Layers, res.Waited = len(ref.Layers), s.live.waited
@@ -249,14 +249,6 @@ func (s *InPlace) Run(ctx context.Context, ref *layer.Ref, p *Process) (*Result,
 		}
 	}
 	return res, nil
-}
-
-// Ran tells that l holds the changes of the last Run, so that the installed root
-// is known to be the last ref with l on top.
-func (s *InPlace) Ran(ref *layer.Ref, l *layer.Layer) {
-	if s.live != nil {
-		s.live.layers = append(slices.Clone(ref.Layers), l)
-	}
 }
 
 // checkImage refuses images that have files where hako itself has to be.
@@ -359,10 +351,8 @@ func isPrefix(a, b []*layer.Layer) bool {
 
 // park clears the container's / and finds out what stays there.
 func (s *InPlace) park() error {
-	if s.opt.Supervisor != nil {
-		if _, err := fmt.Fprintln(s.opt.Supervisor, s.work); err != nil {
-			return fmt.Errorf("park: %w", err)
-		}
+	if err := s.opt.Supervisor.tell(tellRestore, s.work); err != nil {
+		return err
 	}
 	s.parked = true
 	if err := os.Chdir(s.work); err != nil {

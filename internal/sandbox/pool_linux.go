@@ -108,7 +108,7 @@ func (p *pool) start(a *assembly) {
 		defer p.finished(a)
 		p.unpack.Lock()
 		defer p.unpack.Unlock()
-		a.err = assemble(p.ctx, a.dir, a.layers, p.limit)
+		a.err = assemble(p.ctx, a.dir, a.layers, unpacking{p.limit, noDevice})
 		return nil // whoever takes the root gets the error
 	})
 }
@@ -148,7 +148,7 @@ func (p *pool) take(ctx context.Context, layers []*layer.Layer) (string, error) 
 	p.mu.Lock()
 	p.startWaiting()
 	p.mu.Unlock()
-	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], p.limit)
+	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], unpacking{p.limit, noDevice})
 }
 
 // choose removes the best fitting assembly from the pool, or starts one.
@@ -178,30 +178,42 @@ func (p *pool) choose(layers []*layer.Layer) *assembly {
 	return a
 }
 
-// assemble unpacks layers into dir, on top of what is there, in a container whose
-// memory limit is limit.
-func assemble(ctx context.Context, dir string, layers []*layer.Layer, limit int64) error {
+// An unpacking says what there is to unpack with.
+type unpacking struct {
+	limit  int64                   // of the container's memory, 0 if there is none
+	device func(path string) error // asked about a device node that the kernel refuses to make
+}
+
+// assemble unpacks layers into dir, on top of what is there.
+func assemble(ctx context.Context, dir string, layers []*layer.Layer, with unpacking) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("assemble root: %w", err)
 	}
 	if len(layers) == 0 {
 		return nil
 	}
+	return applyLayers(ctx, dir, layers, with)
+}
+
+// noDevice is the answer of a root whose /dev is the container's own.
+func noDevice(path string) error {
+	if topOf(path) == "dev" {
+		return nil
+	}
+	return fmt.Errorf("make the device node /%s: this container lacks CAP_MKNOD", path)
+}
+
+func applyLayers(ctx context.Context, dir string, layers []*layer.Layer, with unpacking) error {
 	root, err := layer.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("assemble root: %w", err)
 	}
-	if limit > 0 {
-		if err := root.FlushEvery(limit / dirtyShare); err != nil {
+	if with.limit > 0 {
+		if err := root.FlushEvery(with.limit / dirtyShare); err != nil {
 			return errors.Join(err, root.Close())
 		}
 	}
-	root.NoDevice = func(path string) error {
-		if topOf(path) == "dev" {
-			return nil // the container's own /dev is what commands see
-		}
-		return fmt.Errorf("make the device node /%s: this container lacks CAP_MKNOD", path)
-	}
+	root.NoDevice = with.device
 	for _, l := range layers {
 		if err = root.Apply(ctx, l, false); err != nil {
 			break

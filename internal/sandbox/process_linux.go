@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,12 +27,20 @@ import (
 // defaultPath is what BuildKit gives a process without PATH (util/system/path.go).
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// A runner runs one process in the root that is installed.
+// A runner runs one process in a root.
 type runner struct {
-	root   tree.FS // the live root
-	lot    *lot
+	root   tree.FS  // the live root
+	at     string   // a path that leads to it
 	null   *os.File // /dev/null, for a process without input
 	memory *memory
+}
+
+// A prepared is what the root says of a process.
+type prepared struct {
+	uid, gid uint32
+	groups   []uint32
+	env      []string
+	cwd, exe string
 }
 
 func getenv(env []string, key string) (string, bool) {
@@ -43,11 +52,11 @@ func getenv(env []string, key string) (string, bool) {
 	return "", false
 }
 
-// run starts the process and waits for it and for everything that it started.
-func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
+// prepare finds the user, the working directory, which is made, and the program.
+func (r *runner) prepare(p *Process) (*prepared, error) {
 	uid, gid, groups, home, err := tree.ExecUser(r.root, p.User)
 	if err != nil {
-		return 0, &UserError{User: p.User, Err: err}
+		return nil, &UserError{User: p.User, Err: err}
 	}
 	if !slices.Contains(groups, gid) { // as containerd's ensureAdditionalGids
 		groups = append([]uint32{gid}, groups...)
@@ -61,28 +70,49 @@ func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
 	}
 	cwd := path.Join("/", p.Cwd)
 	if err := r.makeCwd(cwd, int(uid), int(gid)); err != nil {
-		return 0, fmt.Errorf("make the working directory %s: %w", cwd, err)
+		return nil, fmt.Errorf("make the working directory %s: %w", cwd, err)
 	}
 	exe, err := r.lookPath(p.Args, env, cwd)
+	if err != nil {
+		return nil, err
+	}
+	return &prepared{uid: uid, gid: gid, groups: groups, env: env, cwd: cwd, exe: exe}, nil
+}
+
+// run starts the process in / as it stands and waits for it and for everything
+// that it started.
+func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
+	pre, err := r.prepare(p)
 	if err != nil {
 		return 0, err
 	}
 	cmd := &exec.Cmd{
-		Path: exe, Args: p.Args, Env: env, Dir: cwd, Stdin: p.Stdin,
+		Path: pre.exe, Args: p.Args, Env: pre.env, Dir: pre.cwd, Stdin: p.Stdin,
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid: true, Pdeathsig: unix.SIGKILL,
-			Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: groups},
+			Credential: &syscall.Credential{Uid: pre.uid, Gid: pre.gid, Groups: pre.groups},
 		},
 	}
 	if cmd.Stdin == nil {
 		cmd.Stdin = r.null // else os/exec opens the image's
 	}
-	return r.wait(ctx, cmd, p)
+	return (&watch{cmd: cmd, p: p, memory: r.memory, reap: killDescendants}).run(ctx)
 }
 
-// wait runs cmd. The command is over when its first process is, as in a container:
-// what it left in the background is killed then.
-func (r *runner) wait(ctx context.Context, cmd *exec.Cmd, p *Process) (int64, error) {
+// A watch is over a command from its start to its end.
+type watch struct {
+	cmd    *exec.Cmd
+	p      *Process
+	memory *memory
+	// started, if given, is called when the process exists; its error ends it.
+	started func() error
+	// reap kills what the command left in the background.
+	reap func()
+}
+
+// run runs the command. It is over when its first process is, as in a container.
+func (w *watch) run(ctx context.Context) (int64, error) {
+	cmd := w.cmd
 	outR, outW, err := os.Pipe()
 	if err != nil {
 		return 0, err
@@ -93,29 +123,38 @@ func (r *runner) wait(ctx context.Context, cmd *exec.Cmd, p *Process) (int64, er
 	}
 	cmd.Stdout, cmd.Stderr = outW, errW
 	copied := make(chan struct{}, 2)
-	drain := func(w io.Writer, f *os.File) {
-		_, _ = io.Copy(w, f)
+	drain := func(to io.Writer, f *os.File) {
+		_, _ = io.Copy(to, f)
 		copied <- struct{}{}
 	}
-	go drain(orDiscard(p.Stdout), outR)
-	go drain(orDiscard(p.Stderr), errR)
-	ooms := r.memory.kills()
+	go drain(orDiscard(w.p.Stdout), outR)
+	go drain(orDiscard(w.p.Stderr), errR)
+	ooms := w.memory.kills()
 	start := time.Now()
 	err = cmd.Start()
 	outW.Close()
 	errW.Close()
+	var serr error
 	if err == nil {
 		preferForOOM(cmd.Process.Pid)
 		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+		if w.started != nil {
+			if serr = w.started(); serr != nil {
+				_ = cmd.Process.Kill()
+			}
+		}
 		err = cmd.Wait()
 		stop()
-		reapAll()
+		w.reap()
 	}
 	<-copied
 	<-copied
 	outR.Close()
 	errR.Close()
-	return r.outcome(ctx, cmd, p, err, start, ooms)
+	if serr != nil && ctx.Err() == nil {
+		return 0, serr
+	}
+	return w.outcome(ctx, err, start, ooms)
 }
 
 func orDiscard(w io.Writer) io.Writer {
@@ -125,13 +164,13 @@ func orDiscard(w io.Writer) io.Writer {
 	return w
 }
 
-func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err error, start time.Time, ooms int64) (int64, error) {
+func (w *watch) outcome(ctx context.Context, err error, start time.Time, ooms int64) (int64, error) {
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	st := cmd.ProcessState
+	st := w.cmd.ProcessState
 	if st == nil {
-		return 0, startError(p.Args[0], err)
+		return 0, startError(w.p.Args[0], err)
 	}
 	var peak int64
 	if ru, ok := st.SysUsage().(*syscall.Rusage); ok {
@@ -143,16 +182,16 @@ func (r *runner) outcome(ctx context.Context, cmd *exec.Cmd, p *Process, err err
 		e.Signal = int(ws.Signal())
 		e.Code = 128 + e.Signal
 	}
-	valid := p.ValidExitCodes
+	valid := w.p.ValidExitCodes
 	if len(valid) == 0 {
 		valid = []int{0}
 	}
 	if !ws.Signaled() && slices.Contains(valid, e.Code) {
 		return peak, nil
 	}
-	if r.memory.kills() > ooms {
+	if w.memory.kills() > ooms {
 		e.OOM = true
-		e.Limit = r.memory.limit()
+		e.Limit = w.memory.limit()
 	}
 	return peak, e
 }
@@ -200,10 +239,6 @@ func (e *StartError) Unwrap() error { return e.Err }
 // ExitCode is what a shell would exit with.
 func (e *StartError) ExitCode() int { return e.Code }
 
-// reapAll kills and reaps every process that is left of a command. Orphans have
-// become ours, as we are their subreaper.
-func reapAll() { killDescendants() }
-
 // preferForOOM makes the kernel kill the command rather than the engine when
 // memory runs out. Raising one's own score needs no privilege.
 func preferForOOM(pid int) {
@@ -225,7 +260,8 @@ func (r *runner) makeCwd(cwd string, uid, gid int) error {
 		missing = append(missing, q)
 	}
 	for _, q := range slices.Backward(missing) {
-		dir := r.lot.at(q)
+		// Nothing runs in the root now, and q has no links in it.
+		dir := filepath.Join(r.at, q)
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}

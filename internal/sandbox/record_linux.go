@@ -163,19 +163,26 @@ func (w *walker) node(fd int, name, path string) (node, error) {
 	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return node{}, err
 	}
-	n := node{
-		name: name, ino: st.Ino, dev: uint32(st.Dev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
-		nlink: uint32(min(st.Nlink, 1<<31)), mtime: unix.TimespecToNsec(st.Mtim), ctime: unix.TimespecToNsec(st.Ctim), //nolint:unconvert // differs by architecture
-	}
-	if t := st.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
-		n.size = int64(st.Rdev)
-	}
+	n := newNode(name, &st)
 	n.masked = w.masked[path]
 	if n.isDir() {
-		n.size = 0 // moves with every name, and says nothing
 		if !n.masked {
 			n.kids = &dirRecord{}
 		}
 	}
 	return n, nil
+}
+
+func newNode(name string, st *unix.Stat_t) node {
+	n := node{
+		name: name, ino: st.Ino, dev: uint32(st.Dev), size: st.Size, mode: st.Mode, uid: st.Uid, gid: st.Gid,
+		nlink: uint32(min(st.Nlink, 1<<31)), mtime: unix.TimespecToNsec(st.Mtim), ctime: unix.TimespecToNsec(st.Ctim), //nolint:unconvert // differs by architecture
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		n.size = int64(st.Rdev)
+	case unix.S_IFDIR:
+		n.size = 0 // moves with every name, and says nothing
+	}
+	return n
 }

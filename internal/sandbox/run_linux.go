@@ -42,7 +42,7 @@ func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*
 	err = pl.place(ctx, p)
 	var peak int64
 	if err == nil {
-		r := &runner{root: live, lot: s.lot, null: s.null, memory: s.memory}
+		r := &runner{root: live, at: s.lot.at(""), null: s.null, memory: s.memory}
 		peak, err = r.run(ctx, p)
 	}
 	err = errors.Join(err, pl.remove(), clean())

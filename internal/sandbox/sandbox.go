@@ -4,9 +4,12 @@
 // Package sandbox has the places in which RUN runs: a root file system made of
 // layers, a process in it, and what the process changed.
 //
-// There is one so far, [InPlace]: the container's own / becomes the root, which
-// needs no mount and no namespace. What stood there is renamed away (parked)
-// and put back at the end, whatever the end is; see park_linux.go.
+// [InPlace]: the container's own / becomes the root, which needs no mount and no
+// namespace. What stood there is renamed away (parked) and put back at the end,
+// whatever the end is; see park_linux.go.
+//
+// [Namespace]: a root of its own in new namespaces, with BuildKit's default
+// confinement; see confine_linux.go. Several commands run at a time.
 package sandbox
 
 import (
@@ -15,8 +18,10 @@ import (
 	"io"
 	"iter"
 	"net"
+	"os"
 	"time"
 
+	"hako/internal/layer"
 	"hako/internal/tree"
 )
 
@@ -44,10 +49,13 @@ type Mount struct {
 	Selector string
 	// CacheID names a cache mount; its content lives as long as the work directory.
 	CacheID string
-	// Private asks for a cache that no other process uses meanwhile.
-	Private bool
+	// Private asks for a cache that no other process uses meanwhile, another one
+	// if need be; Locked waits for the one.
+	Private, Locked bool
 	// ReadOnly: what the process writes to a cache does not stay in it.
 	ReadOnly bool
+	// Size limits a tmpfs, in bytes; 0 is the kernel's default.
+	Size int64
 	// Data is the content of a secret.
 	Data []byte
 	// Dial connects to the agent of an ssh mount.
@@ -67,17 +75,28 @@ type Process struct {
 	User       string
 	Mounts     []Mount
 	ExtraHosts []HostIP
+	// Hostname is "" for the sandbox's default.
+	Hostname string
+	// NoNetwork leaves nothing but a loopback interface.
+	NoNetwork bool
+	Limits    []Limit
 	// ValidExitCodes are the exit codes that count as success; nil means 0.
 	ValidExitCodes []int
 	Stdin          io.Reader // nil: empty
 	Stdout, Stderr io.Writer
 }
 
+// A Limit is a resource limit; Name is that of getrlimit(2) in small letters and
+// without RLIMIT_, such as nofile. -1 is no limit.
+type Limit struct {
+	Name       string
+	Soft, Hard int64
+}
+
 // A HostIP is a line of /etc/hosts.
 type HostIP struct{ Host, IP string }
 
-// A Result is what a process did. Changes is valid until the next Run; Close
-// gives up what it reads.
+// A Result is what a process did. Changes is valid until Close.
 type Result struct {
 	Changes iter.Seq2[tree.Change, error]
 	Looked  int           // names looked at
@@ -91,14 +110,20 @@ type Result struct {
 	Waited time.Duration
 
 	done func() error
+	keep func(l *layer.Layer)
 }
 
-// Close ends the reading of Changes.
-func (r *Result) Close() error {
-	if r.done == nil {
-		return nil
+// Close ends the reading of Changes. Given the layer that they have become, the
+// root is kept as one that has it on top; nil gives the root up.
+func (r *Result) Close(l *layer.Layer) error {
+	var err error
+	if r.done != nil {
+		err = r.done()
 	}
-	return r.done()
+	if l != nil && err == nil {
+		r.keep(l)
+	}
+	return err
 }
 
 // An ExitError is returned when the command ran and failed.
@@ -125,6 +150,32 @@ func (e *ExitError) Error() string {
 
 // ExitCode is the status that the whole program exits with.
 func (e *ExitError) ExitCode() int { return e.Code }
+
+// A Supervisor is the process that started this one and cleans up behind it.
+type Supervisor struct {
+	pipe *os.File
+	// Mapped: this process is root only in a user namespace that was made for it; an
+	// ordinary user started it.
+	Mapped bool
+}
+
+// tell tells what to do if this process is killed. A nil Supervisor does nothing.
+func (s *Supervisor) tell(what, dir string) error {
+	if s == nil {
+		return nil
+	}
+	if _, err := fmt.Fprintf(s.pipe, "%s %s\n", what, dir); err != nil {
+		return fmt.Errorf("tell the supervisor: %w", err)
+	}
+	return nil
+}
+
+// What a supervisor is told: directories with a container to restore, or with
+// what one build leaves.
+const (
+	tellRestore = "restore"
+	tellSweep   = "sweep"
+)
 
 // An UnsupportedError is returned for what this place cannot honour; it is
 // found before anything is run.

@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +26,7 @@ const terminationLog = "/dev/termination-log"
 
 type supervisor struct {
 	cmd    *exec.Cmd
+	ids    *idMaps // of the engine's user namespace; nil if it has none of ours
 	pipe   *os.File
 	memory *memory
 	ooms   int64 // processes that the memory limit had killed before
@@ -49,12 +51,7 @@ func (s *supervisor) run(args []string) int {
 		return 1
 	}
 	s.pipe = r
-	s.cmd = &exec.Cmd{
-		Path: "/proc/self/exe", Args: append([]string{args[0], engineArg}, args[1:]...),
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{w},
-		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM},
-	}
-	if err := s.cmd.Start(); err != nil {
+	if err := s.start(args, w); err != nil {
 		fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
 		return 1
 	}
@@ -74,6 +71,57 @@ func (s *supervisor) run(args []string) int {
 			return s.finish(ws)
 		}
 	}
+}
+
+// start starts the engine. An ordinary user's gets a user namespace, if the
+// kernel gives one: without it only what needs no rights can be done.
+func (s *supervisor) start(args []string, w *os.File) error {
+	command := func(arg string) *exec.Cmd {
+		return &exec.Cmd{
+			Path: "/proc/self/exe", Args: append([]string{args[0], arg}, args[1:]...),
+			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{w},
+			SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM},
+		}
+	}
+	if os.Geteuid() != 0 {
+		for _, ids := range []*idMaps{findIDs(), {}} {
+			s.ids, s.cmd = ids, command(mappedArg)
+			if ids.enter(context.Background(), s.cmd) == nil {
+				return nil
+			}
+		}
+	}
+	s.ids, s.cmd = nil, command(engineArg)
+	return s.cmd.Start()
+}
+
+// clean does what the engine was to do in the end, and says what became of this
+// container.
+func (s *supervisor) clean(told string) string {
+	state := "this container's files were not touched"
+	done := make(map[string]bool)
+	for l := range strings.Lines(told) {
+		what, dir, _ := strings.Cut(strings.TrimSuffix(l, "\n"), " ")
+		if done[l] {
+			continue
+		}
+		done[l] = true
+		switch {
+		case what == tellRestore:
+			state = "this container's files are back as they were"
+			if err := Restore(dir); err != nil {
+				state = fmt.Sprintf("this container's files are NOT all back (%v): hako restore tries again", err)
+			}
+		case what == tellSweep && s.ids == nil:
+			sweep(dir)
+		case what == tellSweep:
+			cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"hako", mappedArg, sweepArg, dir}}
+			if s.ids.enter(context.Background(), cmd) == nil {
+				_ = cmd.Wait()
+			}
+		}
+	}
+	return state
 }
 
 // reapUntil reaps children, adopted ones too, until pid is among them.
@@ -97,13 +145,7 @@ func (s *supervisor) finish(ws unix.WaitStatus) int {
 	if !ws.Signaled() {
 		return ws.ExitStatus()
 	}
-	state := "this container's files were not touched"
-	if n := strings.TrimSpace(string(work)); n != "" {
-		state = "this container's files are back as they were"
-		if err := Restore(strings.Split(n, "\n")[0]); err != nil {
-			state = fmt.Sprintf("this container's files are NOT all back (%v): hako restore tries again", err)
-		}
-	}
+	state := s.clean(string(work))
 	code, kind := 128+int(ws.Signal()), "killed"
 	if limit := s.memory.limit(); s.memory.kills() > s.ooms && limit > 0 {
 		kind = "oom"

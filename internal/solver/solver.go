@@ -6,6 +6,7 @@ package solver
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -36,11 +37,15 @@ type Executor interface {
 
 // Options change how a [Solver] works.
 type Options struct {
-	// SerialExec runs one command at a time, in the order of the graph.
-	SerialExec bool
+	// SerialExec, asked with each graph that has commands, tells whether they run
+	// one at a time, in the order of the graph. nil is no.
+	SerialExec func() bool
+	// Commands limits how many commands run at a time if they are not serial; 0
+	// is the number of Workers.
+	Commands int
 	// Workers limits how many vertices are computed at a time. 0 means as
 	// many as there are CPUs, but at least 4, as many only wait for a network.
-	// With SerialExec commands do not count.
+	// Commands do not count.
 	Workers int
 	// Sink gets Started and Done events; nil discards them.
 	Sink progress.Sink
@@ -55,7 +60,8 @@ type Options struct {
 type Solver struct {
 	exec  Executor
 	opt   Options
-	slots chan struct{}
+	slots chan struct{} // for vertices other than commands
+	cmds  chan struct{} // for commands
 	stop  context.CancelCauseFunc
 	start func(t *task) // runs t in a goroutine that Close waits for
 	group sync.WaitGroup
@@ -71,6 +77,9 @@ func New(ctx context.Context, exec Executor, opt Options) *Solver {
 	if opt.Workers <= 0 {
 		opt.Workers = max(4, runtime.GOMAXPROCS(0))
 	}
+	if opt.Commands <= 0 {
+		opt.Commands = opt.Workers
+	}
 	if opt.Sink == nil {
 		opt.Sink = progress.Discard{}
 	}
@@ -79,6 +88,7 @@ func New(ctx context.Context, exec Executor, opt Options) *Solver {
 		exec:  exec,
 		opt:   opt,
 		slots: make(chan struct{}, opt.Workers),
+		cmds:  make(chan struct{}, opt.Commands),
 		stop:  stop,
 		tasks: map[Key]*task{},
 	}
@@ -138,7 +148,8 @@ func (s *Solver) EvaluateGraph(ctx context.Context, g *Graph) ([]*layer.Ref, err
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	tasks, err := s.enlist(g)
+	serial := s.opt.SerialExec != nil && slices.ContainsFunc(g.vertices, (*Vertex).IsExec) && s.opt.SerialExec()
+	tasks, err := s.enlist(g, serial)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +183,7 @@ func waitAll(ctx context.Context, tasks map[*Vertex]*task) error {
 }
 
 // enlist finds or makes the task of every vertex and starts the new ones.
-func (s *Solver) enlist(g *Graph) (map[*Vertex]*task, error) {
+func (s *Solver) enlist(g *Graph, serial bool) (map[*Vertex]*task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -184,7 +195,7 @@ func (s *Solver) enlist(g *Graph) (map[*Vertex]*task, error) {
 		if t == nil {
 			t = newTask(v, tasks)
 			s.tasks[v.Key] = t
-			if s.opt.SerialExec && v.IsExec() {
+			if t.serial = serial && v.IsExec(); t.serial {
 				s.queue = append(s.queue, t)
 			}
 			s.start(t)

@@ -115,7 +115,7 @@ func threeStages() llb.State {
 func TestSerialOrderKeepsStagesTogether(t *testing.T) {
 	t.Parallel()
 	f := &fake{}
-	s := New(t.Context(), f, Options{SerialExec: true})
+	s := New(t.Context(), f, Options{SerialExec: always})
 	defer s.Close()
 	if _, err := s.Evaluate(t.Context(), []*pb.Definition{marshal(t, threeStages())}); err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestCancelledCallerDoesNotStopTheOther(t *testing.T) {
 			return context.Cause(ctx)
 		}
 	}}
-	s := New(t.Context(), f, Options{SerialExec: true})
+	s := New(t.Context(), f, Options{SerialExec: always})
 	defer s.Close()
 	shared := run(image("base"), "RUN shared")
 	first, cancel := context.WithCancel(t.Context())
@@ -190,7 +190,7 @@ func TestCancelledCallerDoesNotStopTheOther(t *testing.T) {
 			errs <- err
 			return
 		}
-		tasks, err := s.enlist(g)
+		tasks, err := s.enlist(g, true)
 		close(enlisted)
 		if err == nil {
 			err = waitAll(t.Context(), tasks)
@@ -226,7 +226,7 @@ func TestFailureStopsTheRest(t *testing.T) {
 		}
 		return nil
 	}}
-	s := New(t.Context(), f, Options{SerialExec: true})
+	s := New(t.Context(), f, Options{SerialExec: always})
 	defer s.Close()
 	slow := run(image("slow"), "RUN slow")
 	_, err := s.Evaluate(t.Context(), []*pb.Definition{marshal(t, copyFrom(slow, image("bad"), "/x"))})
@@ -263,7 +263,7 @@ func TestValidateComesFirst(t *testing.T) {
 func TestReleaseAfterLastConsumer(t *testing.T) {
 	t.Parallel()
 	f := &fake{}
-	s := New(t.Context(), f, Options{SerialExec: true})
+	s := New(t.Context(), f, Options{SerialExec: always})
 	refs, err := s.Evaluate(t.Context(), []*pb.Definition{marshal(t, threeStages()), {}})
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestReleaseAfterLastConsumer(t *testing.T) {
 func TestManyCallers(t *testing.T) {
 	t.Parallel()
 	f := &fake{before: func(ctx context.Context, _ string) error { return context.Cause(ctx) }}
-	s := New(t.Context(), f, Options{SerialExec: true, Workers: 2})
+	s := New(t.Context(), f, Options{SerialExec: always, Workers: 2})
 	defer s.Close()
 	var defs []*pb.Definition
 	for i := range 8 {
@@ -360,3 +360,5 @@ func TestProgress(t *testing.T) {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
+
+func always() bool { return true }

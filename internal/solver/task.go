@@ -20,6 +20,7 @@ type task struct {
 	vertex *Vertex
 	inputs []*task // of vertex.Inputs
 	cancel context.CancelCauseFunc
+	serial bool          // one of the queue
 	turn   chan struct{} // closed by advance: all earlier commands are done
 	done   chan struct{} // closed by run, after refs and err are set
 	refs   []*layer.Ref
@@ -91,15 +92,19 @@ func (s *Solver) compute(ctx context.Context, t *task) ([]*layer.Ref, error) {
 		}
 		inputs[i] = in.refs[t.vertex.Inputs[i].Index]
 	}
-	if s.opt.SerialExec && t.vertex.IsExec() {
+	if t.serial {
 		if err := wait(ctx, t.turn); err != nil {
 			return nil, err
 		}
 		return s.execute(ctx, t.vertex, inputs)
 	}
+	slots := s.slots
+	if t.vertex.IsExec() {
+		slots = s.cmds
+	}
 	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

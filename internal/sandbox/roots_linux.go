@@ -1,0 +1,229 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"hako/internal/layer"
+)
+
+// A stack is a root that layers were unpacked into: directories of which an
+// overlay shows the sum. The last one is an image's base, with all of its layers
+// in one; above it lies one directory for each command, and for the layers
+// that came between two. None of them is written to again, so any number of
+// commands continue a stack, and one base serves all stages.
+type stack struct {
+	layers []*layer.Layer
+	dirs   []string // names in roots.dir, top first
+	done   chan struct{}
+	err    error
+}
+
+// Roots has the stacks of one build.
+type roots struct {
+	dir   string
+	at    string // an existing directory to attach mounts at
+	limit int64  // of the memory, 0 if there is none
+	user  bool   // the overlays' attributes are those that any user may set
+	// unpack: one at a time, two would only fight for the disk.
+	unpack sync.Mutex
+
+	ctx    context.Context //nolint:containedctx // of what is prefetched, ended by close
+	cancel context.CancelFunc
+	g      *errgroup.Group
+
+	mu     sync.Mutex
+	stacks []*stack
+	next   int
+}
+
+func newRoots(ctx context.Context, dir, at string, user bool) *roots {
+	r := &roots{dir: dir, at: at, user: user, limit: MemoryLimit()}
+	ctx, r.cancel = context.WithCancel(ctx)
+	r.g, r.ctx = errgroup.WithContext(ctx)
+	return r
+}
+
+// close ends all work and waits for it.
+func (r *roots) close() error {
+	r.cancel()
+	return ignoreCanceled(r.g.Wait())
+}
+
+// prefetch begins to unpack layers.
+func (r *roots) prefetch(layers []*layer.Layer) {
+	if len(layers) == 0 {
+		return
+	}
+	s, mine := r.claim(layers)
+	if !mine {
+		return
+	}
+	r.g.Go(func() error {
+		r.build(r.ctx, s)
+		return nil // whoever needs the stack gets the error
+	})
+}
+
+// claim returns the stack of layers, and whether the caller has to build it.
+func (r *roots) claim(layers []*layer.Layer) (*stack, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.stacks {
+		if len(s.layers) == len(layers) && isPrefix(s.layers, layers) {
+			return s, false
+		}
+	}
+	s := &stack{layers: slices.Clone(layers), done: make(chan struct{})}
+	r.stacks = append(r.stacks, s)
+	return s, true
+}
+
+// get returns the stack that has exactly layers, and whether it was made for this.
+func (r *roots) get(ctx context.Context, layers []*layer.Layer) (_ *stack, fresh bool, err error) {
+	s, mine := r.claim(layers)
+	if mine {
+		r.build(ctx, s)
+	}
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		return nil, false, context.Cause(ctx)
+	}
+	return s, mine, s.err
+}
+
+// build makes the directories of a claimed stack. One that failed is forgotten.
+func (r *roots) build(ctx context.Context, s *stack) {
+	defer close(s.done)
+	if s.err = r.unpackStack(ctx, s); s.err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.stacks = slices.DeleteFunc(r.stacks, func(o *stack) bool { return o == s })
+	}
+}
+
+func (r *roots) unpackStack(ctx context.Context, s *stack) error {
+	below, err := r.below(ctx, s)
+	if err != nil {
+		return err
+	}
+	r.unpack.Lock()
+	defer r.unpack.Unlock()
+	name, with := r.name(), unpacking{r.limit, anyDevice}
+	if below == nil {
+		s.dirs = []string{name}
+		return assemble(ctx, filepath.Join(r.dir, name), s.layers, with)
+	}
+	m, err := r.mount(below, name)
+	if err != nil {
+		return err
+	}
+	s.dirs = append([]string{name}, below.dirs...)
+	return errors.Join(applyLayers(ctx, m.path(), s.layers[len(below.layers):], with), m.close())
+}
+
+// anyDevice leaves out the device nodes that the kernel refuses to make in a user
+// namespace: the image has them from its own layers, and a command cannot use them.
+func anyDevice(string) error { return nil }
+
+// below returns the stack to continue: the longest that has layers of s, else
+// the image that s begins with. It is nil for one that begins with nothing.
+func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
+	r.mu.Lock()
+	var best *stack
+	for _, o := range r.stacks {
+		if o != s && len(o.layers) < len(s.layers) && isPrefix(o.layers, s.layers) && (best == nil || len(o.layers) > len(best.layers)) {
+			best = o
+		}
+	}
+	r.mu.Unlock()
+	if best == nil {
+		n := 0
+		for n < len(s.layers) && s.layers[n].IsForeign() {
+			n++
+		}
+		if n == 0 || n == len(s.layers) {
+			return nil, nil
+		}
+		b, _, err := r.get(ctx, s.layers[:n])
+		return b, err
+	}
+	select {
+	case <-best.done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if best.err != nil || len(best.dirs) >= maxLowers {
+		return nil, best.err // a deep one is unpacked anew into one directory
+	}
+	return best, nil
+}
+
+func (r *roots) name() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.next++
+	return fmt.Sprint(r.next)
+}
+
+// mount mounts a stack with a new directory for what is written on top.
+func (r *roots) mount(s *stack, upper string) (*detached, error) {
+	if err := newUpper(r.dir, upper, s.dirs[0]); err != nil {
+		return nil, err
+	}
+	return detachOverlay(r.dir, r.at, s.dirs, upper, upper+".work", r.user)
+}
+
+// keep adds the stack that is s with one more directory and layer.
+func (r *roots) keep(s *stack, upper string, l *layer.Layer) {
+	n := &stack{
+		layers: append(slices.Clone(s.layers), l), dirs: append([]string{upper}, s.dirs...), done: make(chan struct{}),
+	}
+	close(n.done)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stacks = append(r.stacks, n)
+}
+
+// assembling returns the channel that closes when l is unpacked, nil if it is
+// not about to be.
+func (r *roots) assembling(l *layer.Layer) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.stacks {
+		select {
+		case <-s.done:
+			continue
+		default:
+		}
+		if slices.Contains(s.layers, l) {
+			return s.done
+		}
+	}
+	return nil
+}
+
+// remove deletes a directory that a failed command leaves.
+func (r *roots) remove(name string) {
+	_ = layer.RemoveAll(filepath.Join(r.dir, name))
+	_ = layer.RemoveAll(filepath.Join(r.dir, name+".work"))
+}
+
+func openPath(p string) (*os.File, error) {
+	f, err := os.Open(p)
+	if err != nil {
+		return nil, fmt.Errorf("open the root: %w", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,165 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hako/internal/layer"
+)
+
+// A Trial is what trying the namespace sandbox has shown.
+type Trial struct {
+	// UserNamespace: this process is not in the machine's own user namespace.
+	UserNamespace bool
+	// OneID: it has one user id in it.
+	OneID bool
+	// BoundProc: the kernel gives no /proc of its own here, so commands see this
+	// process's, and there is no PID namespace.
+	BoundProc bool
+	// Cgroup namespaces exist.
+	Cgroup bool
+}
+
+// TryNamespace tries all that the namespace sandbox does, but for a command, with
+// its files below workDir. The error says what this place does not allow.
+func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
+	if os.Geteuid() != 0 {
+		return tryAsUser(ctx, workDir)
+	}
+	t := &Trial{}
+	t.readIDs()
+	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil {
+		_, err = os.Stat("/sys/fs/cgroup/cgroup.controllers")
+		t.Cgroup = err == nil
+	}
+	base := filepath.Join(workDir, "work", "ns")
+	if err := os.MkdirAll(base, 0o711); err != nil {
+		return nil, fmt.Errorf("make the work directory: %w", err)
+	}
+	dir, lock, err := claimDir(base)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	defer func() { _ = layer.RemoveAll(dir) }()
+	err = t.try(ctx, dir)
+	if err != nil && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "/proc:") {
+		t.BoundProc = true
+		err = t.try(ctx, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Trial) readIDs() {
+	lines := readIDMap()
+	if len(lines) == 0 {
+		return
+	}
+	t.UserNamespace = lines[0] != "0 0 4294967295"
+	t.OneID = len(lines) == 1 && strings.HasSuffix(lines[0], " 1")
+}
+
+// try makes a root as a command would get it and lets a process enter it.
+func (t *Trial) try(ctx context.Context, dir string) error {
+	name, err := os.MkdirTemp(dir, "t")
+	if err != nil {
+		return err
+	}
+	stage := filepath.Join(name, "stage")
+	for _, d := range []string{stage, filepath.Join(name, "base")} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	// A name that is removed shows that whiteouts can be made.
+	if err := os.WriteFile(filepath.Join(name, "base", "gone"), nil, 0o644); err != nil {
+		return err
+	}
+	r := newRoots(ctx, name, stage, t.UserNamespace)
+	defer func() { _ = r.close() }()
+	m, err := r.mount(&stack{dirs: []string{"base"}}, "up")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.close() }()
+	if err := os.Remove(filepath.Join(m.path(), "gone")); err != nil {
+		return fmt.Errorf("remove a file of an overlay: %w", err)
+	}
+	s := &Namespace{trial: t}
+	c := &confinement{
+		Root: firstFD, Stage: stage, Hostname: defaultHostname, Mounts: s.systemMounts(), OneID: t.OneID, Caps: defaultCapMask,
+		Masked: maskedPaths(), ReadOnly: readOnlyPaths(), Cwd: "/",
+	}
+	if t.BoundProc {
+		c.Masked, c.ReadOnly = nil, nil
+	}
+	return t.enter(c, m.child)
+}
+
+// enter runs a process that goes into the root and ends.
+func (t *Trial) enter(c *confinement, root *os.File) error {
+	specR, specW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer specW.Close()
+	defer specR.Close()
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer errR.Close()
+	cmd := t.command(false)
+	cmd.ExtraFiles = []*os.File{specR, errW, root}
+	err = cmd.Start()
+	errW.Close()
+	if err != nil {
+		if pe, ok := errors.AsType[*os.PathError](err); ok {
+			err = pe.Err
+		}
+		return fmt.Errorf("clone with new namespaces: %w", err)
+	}
+	if err := json.NewEncoder(specW).Encode(c); err != nil && !errors.Is(err, unix.EPIPE) {
+		_ = cmd.Process.Kill()
+	}
+	specW.Close()
+	msg, _ := io.ReadAll(errR)
+	werr := cmd.Wait()
+	var ce confineError
+	if json.Unmarshal(msg, &ce) == nil && ce.Step != "" {
+		return &ce
+	}
+	if werr != nil {
+		return fmt.Errorf("try a root in new namespaces: %w", werr)
+	}
+	return nil
+}
+
+// String describes the place in a few words.
+func (t *Trial) String() string {
+	s := "overlayfs"
+	switch {
+	case t.OneID:
+		s = "user namespace with one id, " + s
+	case t.UserNamespace:
+		s = "user namespace, " + s
+	}
+	if t.BoundProc {
+		s += ", this container's /proc"
+	}
+	return s
+}

@@ -1,0 +1,120 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"hako/internal/tree"
+)
+
+// An upperScan finds what a process changed in a root that is an overlay. What
+// is in the upper directory is a candidate; whether it is a change is decided as
+// in every sandbox, by comparing it with the image (scan.differs).
+type upperScan struct {
+	*scan
+	names int
+	// opaque is the attribute of a directory that hides those below it.
+	opaque string
+}
+
+// runUpper looks through the upper directory, open as fd, and returns the number of
+// changed names.
+func (s *upperScan) runUpper(ctx context.Context, fd int) (int, error) {
+	if err := s.upperDir(ctx, fd, ".", ""); err != nil {
+		return 0, err
+	}
+	changed := len(s.list)
+	s.parents()
+	return changed, nil
+}
+
+// upperDir looks through one directory of the upper.
+func (s *upperScan) upperDir(ctx context.Context, up int, name, path string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("look at /%s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	names, err := readNames(fd, ".")
+	if err != nil {
+		return fmt.Errorf("look at /%s: %w", path, err)
+	}
+	if path != "" && s.isOpaque(fd) {
+		if names, err = s.withHidden(path, names); err != nil {
+			return err
+		}
+	}
+	slices.Sort(names)
+	s.names += len(names)
+	for _, n := range names {
+		if err := s.upperName(ctx, fd, n, tree.Join(path, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withHidden adds the names that the image has in an opaque directory.
+func (s *upperScan) withHidden(path string, names []string) ([]string, error) {
+	below, err := s.base.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return names, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at /%s in the image: %w", path, err)
+	}
+	seen := make(map[string]bool, len(names))
+	for _, n := range names {
+		seen[n] = true
+	}
+	for _, e := range below {
+		if n := tree.Base(e.Path); !seen[n] {
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}
+
+func (s *upperScan) isOpaque(fd int) bool {
+	var b [4]byte
+	n, err := unix.Fgetxattr(fd, s.opaque, b[:])
+	return err == nil && n == 1 && b[0] == 'y'
+}
+
+// upperName looks at one name of the upper, or one that an opaque directory hides.
+func (s *upperScan) upperName(ctx context.Context, up int, name, path string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	kind := st.Mode & unix.S_IFMT
+	switch {
+	case err == unix.ENOENT, err == nil && kind == unix.S_IFCHR && st.Rdev == 0, err == nil && kind == unix.S_IFSOCK:
+		// A socket cannot be in a layer, but what it replaced is gone.
+		s.gone(path)
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at /%s: %w", path, err)
+	}
+	n := newNode(name, &st)
+	differs, err := s.differs(path, &n)
+	if err != nil {
+		return fmt.Errorf("compare /%s: %w", path, err)
+	}
+	if differs {
+		s.add(path, &n)
+	}
+	if kind == unix.S_IFDIR {
+		return s.upperDir(ctx, up, name, path)
+	}
+	return nil
+}
