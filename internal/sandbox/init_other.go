@@ -5,8 +5,6 @@
 
 package sandbox
 
-import "os"
-
 // Init does nothing where no command can be run in place.
 func Init(args []string) ([]string, *Supervisor) { return args, nil }
 
