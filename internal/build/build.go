@@ -27,6 +27,7 @@ import (
 	"hako/internal/progress"
 	"hako/internal/sandbox"
 	"hako/internal/solver"
+	"hako/internal/source"
 	"hako/internal/store"
 )
 
@@ -66,6 +67,7 @@ type build struct {
 	store    *store.Store
 	endStore func() error
 	images   *images
+	git      *source.GitClient
 	contexts *contexts
 	vault    *vault
 	room     *room
@@ -104,7 +106,10 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	if err != nil {
 		return nil, err
 	}
-	if b.contexts, err = openContexts(ctx, opt, b.network.client(), b.store); err != nil {
+	if b.git, err = openGit(opt, b.network, b.store); err != nil {
+		return nil, err
+	}
+	if b.contexts, err = openContexts(ctx, opt, &gitOpener{client: b.git, network: b.network, clock: b.clock, log: b.note}, b.network.client(), b.store); err != nil {
 		return nil, err
 	}
 	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts}
@@ -133,7 +138,7 @@ func (b *build) openStore() error {
 // wire puts the parts together.
 func (b *build) wire(ctx context.Context) {
 	b.interp = ops.New(ops.Options{
-		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(),
+		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(), Git: b.git,
 		Sandbox: b.room.start, Unsupported: b.room.unsupported, Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
 		Write: layer.WriteOptions{
 			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
@@ -186,7 +191,7 @@ func (b *build) note(format string, args ...any) {
 
 func (b *build) run(ctx context.Context) (*Result, error) {
 	fo := frontend.Options{
-		Opts: frontendOpts(b.opt, b.contexts), Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink,
+		Opts: frontendOpts(b.opt, b.contexts), Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink, Git: b.resolveGit,
 		SyntaxBuiltin: b.opt.Syntax == "builtin",
 	}
 	if b.opt.Call != "" && b.opt.Call != CallBuild {

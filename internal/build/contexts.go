@@ -35,6 +35,7 @@ type contexts struct {
 	opts     map[string]string // for the frontend: context:NAME, filename
 	filename string            // of the Dockerfile, for messages
 	dir      string            // of the context, for messages
+	remote   *remoteContext    // a context that is no directory; nil if it is one
 	opened   []place
 }
 
@@ -45,19 +46,16 @@ type place struct {
 }
 
 // openContexts opens the build context, the Dockerfile and the named contexts.
-func openContexts(ctx context.Context, opt *Options, client *http.Client, st *store.Store) (*contexts, error) {
+func openContexts(ctx context.Context, opt *Options, g *gitOpener, client *http.Client, st *store.Store) (*contexts, error) {
 	c := &contexts{locals: make(map[string]tree.FS), layouts: make(map[string]*source.Layout), opts: make(map[string]string)}
-	dir, err := localPath(opt.Context)
-	if err != nil {
-		return nil, err
+	isGit, err := c.openGit(ctx, opt, g)
+	if err == nil && !isGit {
+		err = c.openDir(opt)
 	}
-	c.dir = dir
-	fsys, err := c.open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open the build context: %w", err)
+	if err == nil {
+		err = c.openDockerfile(ctx, opt, client, st)
 	}
-	c.locals[localContext] = fsys
-	if err := c.openDockerfile(ctx, opt, client, st); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	for name, value := range opt.NamedContexts {
@@ -66,6 +64,27 @@ func openContexts(ctx context.Context, opt *Options, client *http.Client, st *st
 		}
 	}
 	return c, nil
+}
+
+// openDir opens a directory as the build context.
+func (c *contexts) openDir(opt *Options) error {
+	dir, err := localPath(opt.Context)
+	if err != nil {
+		return err
+	}
+	if sub := opt.ContextSubPath; sub != "" {
+		if !filepath.IsLocal(sub) {
+			return fmt.Errorf("--context-sub-path=%s leads out of the build context", sub)
+		}
+		dir = filepath.Join(dir, sub)
+	}
+	c.dir = dir
+	fsys, err := c.open(dir)
+	if err != nil {
+		return fmt.Errorf("open the build context: %w", err)
+	}
+	c.locals[localContext] = fsys
+	return nil
 }
 
 // localPath returns the directory that a context string names.
@@ -113,6 +132,8 @@ func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *htt
 		}
 		c.locals[localDockerfile] = f.FS
 		name = "Dockerfile"
+	case c.remote != nil && !c.remote.isElsewhere(name):
+		return c.remote.dockerfile(c, name)
 	default:
 		path, err := findDockerfile(c.dir, name)
 		if err != nil {
@@ -127,6 +148,9 @@ func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *htt
 	}
 	c.filename = name
 	c.opts["filename"] = name
+	if c.remote != nil {
+		c.opts["dockerfilekey"] = localDockerfile // it is not in the context
+	}
 	return nil
 }
 
@@ -187,7 +211,7 @@ func (c *contexts) openNamed(name, value string) error {
 		}
 		return c.openLayout(key, name, path, ref, tag)
 	}
-	if strings.Contains(value, "://") {
+	if strings.Contains(value, "://") || isGitAddress(value) {
 		c.opts[key] = value
 		return nil
 	}

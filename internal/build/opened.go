@@ -81,6 +81,15 @@ func (n *network) client() *http.Client {
 	return &http.Client{Transport: t}
 }
 
+// insecureClient returns one that does not check certificates.
+func (n *network) insecureClient() *http.Client {
+	c := n.client()
+	if t, ok := c.Transport.(*http.Transport); ok {
+		t.TLSClientConfig.InsecureSkipVerify = true
+	}
+	return c
+}
+
 // openRegistry returns the client for all registries of the build.
 func openRegistry(opt *Options, n *network, received, sent func(int64)) (*registry.Client, error) {
 	keychain, err := openKeychain(opt.Env)

@@ -21,6 +21,10 @@ type Options struct {
 	// Context is the build context as the user named it: a directory, "-" for a
 	// tar (or a lone Dockerfile) on Stdin, or a URL like git://… or s3://….
 	Context string
+	// ContextSubPath is the directory in the context that is the context.
+	ContextSubPath string
+	// Git says how kaniko's git contexts are fetched.
+	Git GitOptions
 	// Dockerfile is a path or an http(s) URL; "-" means Stdin, "" means the file
 	// "Dockerfile" of the context. A path is looked up as given, then below the
 	// context.
@@ -136,6 +140,15 @@ type Options struct {
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
+}
+
+// GitOptions say how a git context in kaniko's form is fetched.
+type GitOptions struct {
+	Branch            string // or tag; instead of one in the context's URL
+	SingleBranch      bool   // fetch the history of that branch only
+	RecurseSubmodules bool
+	InsecureSkipTLS   bool
+	Depth             int // of the history; 0 is all of it
 }
 
 // The questions and the one order that Options.Call can hold.

@@ -238,7 +238,6 @@ func knownFlags() []*knownFlag {
 		"cache-from", "cache-to",
 	}
 	table := []*knownFlag{
-		{name: "context-sub-path", refuse: notYet + "; name the directory itself with --context"},
 		{name: "bucket", refuse: notYet},
 		{name: "registry-mirror", refuse: notYet},
 		{name: "registry-map", refuse: notYet},
@@ -247,7 +246,6 @@ func knownFlags() []*knownFlag {
 		{name: "push-ignore-immutable-tag-errors", isBool: true, refuse: notYet},
 		{name: "single-snapshot", isBool: true, refuse: notYet + "; without it every instruction makes its own layer"},
 		{name: "ignore-path", refuse: notYet + "; without it the image would hold what is below that path"},
-		{name: "git", refuse: notYet},
 		{name: "image-format", refuse: notYet},
 		{name: "materialize", isBool: true, refuse: notYet},
 		{name: "dryrun", isBool: true, refuse: notYet},

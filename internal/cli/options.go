@@ -31,7 +31,8 @@ type buildValues struct {
 	metadataFile, sourceDateEpoch                       string
 	compression                                         string
 	compressionLevel                                    int
-	secrets, ssh, addHosts, ulimits, noCacheFilter      []string
+	secrets, ssh, addHosts, ulimits, noCacheFilter, git []string
+	contextSubPath                                      string
 	network, shmSize, isolation, workDir                string
 	noCache, pull, force                                bool
 	progress, verbosity                                 string
@@ -62,7 +63,9 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 }
 
 func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
-	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, dir://, tar:// or \"-\"")
+	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, or a git URL[#REF[:DIR]]; of the executor git://HOST/PATH[#REF[#COMMIT]]")
+	f.StringVar(&v.contextSubPath, "context-sub-path", "", "use this `DIR` of the context as the context")
+	f.StringArrayVar(&v.git, "git", nil, "`key=value` for a git context of the executor: branch, single-branch, recurse-submodules, insecure-skip-tls, depth (repeatable)")
 	f.StringVarP(&v.file, "file", "f", "", "`PATH` of the Dockerfile, \"-\" for standard input; also --dockerfile (default CONTEXT/Dockerfile)")
 	f.StringArrayVar(&v.buildContexts, "build-context", nil, "further context, `NAME=SOURCE` (repeatable)")
 	f.StringArrayVar(&v.buildArgs, "build-arg", nil, "`NAME=value`, or NAME to take it from the environment (repeatable)")
@@ -175,6 +178,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	}
 	opt.Context, opt.Dockerfile = v.context, v.file
 	opt.Syntax = v.syntax
+	opt.ContextSubPath = v.contextSubPath
 	opt.Destinations, opt.Tags = v.destinations, v.tags
 	opt.Push, opt.NoPush, opt.PushEarly = v.push, v.noPush, v.pushEarly
 	opt.TarPath, opt.OCILayoutPath = v.tarPath, v.ociLayoutPath
@@ -211,6 +215,9 @@ func (v *buildValues) setMaps(opt *build.Options, env build.Env) (err error) {
 		return err
 	}
 	if opt.Labels, err = keyValues("label", v.labels, false); err != nil {
+		return err
+	}
+	if opt.Git, err = parseGit(v.git); err != nil {
 		return err
 	}
 	opt.Platforms, err = parsePlatforms(v.platforms)

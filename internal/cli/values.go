@@ -356,3 +356,30 @@ func applyImageAttr(opt *build.Options, key, value string) (err error) {
 	}
 	return err
 }
+
+// parseGit reads the key=value items of --git.
+func parseGit(items []string) (g build.GitOptions, err error) {
+	for _, item := range items {
+		key, value, _ := strings.Cut(item, "=")
+		switch key {
+		case "branch":
+			g.Branch = value
+		case "single-branch":
+			g.SingleBranch, err = strconv.ParseBool(value)
+		case "recurse-submodules":
+			g.RecurseSubmodules, err = strconv.ParseBool(value)
+		case "insecure-skip-tls":
+			g.InsecureSkipTLS, err = strconv.ParseBool(value)
+		case "depth":
+			if g.Depth, err = strconv.Atoi(value); err == nil && g.Depth < 0 {
+				err = strconv.ErrRange
+			}
+		default:
+			return g, usageErrorf("--git=%s: there are branch, single-branch, recurse-submodules, insecure-skip-tls and depth", item)
+		}
+		if err != nil {
+			return g, usageErrorf("--git=%s: %q is no value for %s", item, value, key)
+		}
+	}
+	return g, nil
+}

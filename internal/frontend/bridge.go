@@ -104,6 +104,8 @@ func (b *bridge) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 			want = o.Platform
 		}
 		resolve = func(p ocispecs.Platform) (digest.Digest, []byte, error) { return b.opt.Images.Resolve(ctx, ref, p) }
+	case "git":
+		return b.resolveGit(ctx, op, opt.LogName)
 	case "oci-layout":
 		store := op.GetAttrs()[pb.AttrOCILayoutStoreID]
 		if o := opt.OCILayoutOpt; o != nil {
@@ -130,6 +132,23 @@ func (b *bridge) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		return nil, err
 	}
 	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: dgst, Config: config}}, nil
+}
+
+// resolveGit tells which commit a git source is.
+func (b *bridge) resolveGit(ctx context.Context, op *pb.SourceOp, name string) (*sourceresolver.MetaResponse, error) {
+	if b.opt.Git == nil {
+		return nil, fmt.Errorf("resolve %s: git sources are not supported", op.GetIdentifier())
+	}
+	if name == "" {
+		name = "resolve metadata of " + op.GetIdentifier()
+	}
+	task := progress.Start(b.opt.Sink, digest.FromString(name+"\x00"+op.GetIdentifier()), name)
+	g, err := b.opt.Git(ctx, op)
+	task.Done(err)
+	if err != nil {
+		return nil, err
+	}
+	return &sourceresolver.MetaResponse{Op: op, Git: g}, nil
 }
 
 // Inputs implements [client.Client]. There are none: the capability for them

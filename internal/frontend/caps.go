@@ -24,6 +24,9 @@ func honoured() []apicaps.CapID {
 		pb.CapSourceLocalFollowPaths, pb.CapSourceLocalExcludePatterns, pb.CapSourceLocalSharedKeyHint, pb.CapSourceLocalDiffer,
 		pb.CapSourceHTTP, pb.CapSourceHTTPChecksum, pb.CapSourceHTTPPerm, pb.CapSourceHTTPUIDGID,
 		pb.CapSourceOCILayout,
+		pb.CapSourceGit, pb.CapSourceGitKeepDir, pb.CapSourceGitFullURL, pb.CapSourceGitHTTPAuth,
+		pb.CapSourceGitKnownSSHHosts, pb.CapSourceGitMountSSHSock, pb.CapSourceGitSubdir, pb.CapSourceGitChecksum,
+		pb.CapSourceGitSkipSubmodules, pb.CapSourceGitMTime, pb.CapSourceGitFetchByCommit,
 		pb.CapExecMetaBase, pb.CapExecMetaNetwork, pb.CapExecMetaProxy, pb.CapExecMetaSetsDefaultPath,
 		pb.CapExecMetaRemoveMountStubsRecursive,
 		pb.CapExecMountBind, pb.CapExecMountBindReadWriteNoOutput, pb.CapExecMountCache, pb.CapExecMountCacheSharing,
@@ -45,22 +48,13 @@ func honoured() []apicaps.CapID {
 // tell.
 func refused() map[apicaps.CapID]string {
 	const node = "; set it where the container is defined"
-	m := map[apicaps.CapID]string{
+	return map[apicaps.CapID]string{
 		pb.CapExecMetaUlimit:         "resource limits of a RUN (--ulimit) cannot be set here" + node,
 		pb.CapExecMetaCgroupParent:   "a cgroup parent (--cgroup-parent) cannot be set here" + node,
 		pb.CapExecMetaLinuxResources: "memory and CPU limits of a RUN cannot be set here" + node,
 		pb.CapExecMetaCDI:            "RUN --device is not supported; remove it, or build with BuildKit",
 		pb.CapExecMetaSecurity:       "RUN --security=insecure is not supported; remove it, or build with BuildKit",
 	}
-	const git = "git sources are not supported yet; clone first, and build or COPY from the directory"
-	for _, c := range []apicaps.CapID{
-		pb.CapSourceGit, pb.CapSourceGitKeepDir, pb.CapSourceGitFullURL, pb.CapSourceGitHTTPAuth,
-		pb.CapSourceGitKnownSSHHosts, pb.CapSourceGitMountSSHSock, pb.CapSourceGitSubdir, pb.CapSourceGitChecksum,
-		pb.CapSourceGitSkipSubmodules, pb.CapSourceGitMTime, pb.CapSourceGitFetchByCommit,
-	} {
-		m[c] = git
-	}
-	return m
 }
 
 // gatewayCaps are the parts of the gateway that [bridge] has. Frontend inputs

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
@@ -57,7 +58,9 @@ type Options struct {
 	// if no other is asked for. There must be one.
 	Platforms []ocispecs.Platform
 	Images    ImageResolver
-	Solver    Solver
+	// Git tells which commit a git source is; nil if there can be none.
+	Git    func(ctx context.Context, op *pb.SourceOp) (*sourceresolver.ResolveGitResponse, error)
+	Solver Solver
 	// Sink gets what is resolved, notes and warnings; nil discards them.
 	Sink progress.Sink
 	// SyntaxBuiltin ignores "# syntax=" and BUILDKIT_SYNTAX.

@@ -41,6 +41,7 @@ func validateSource(op *pb.SourceOp) error {
 		schemeHTTP:   {pb.AttrHTTPChecksum, pb.AttrHTTPFilename, pb.AttrHTTPPerm, pb.AttrHTTPUID, pb.AttrHTTPGID},
 	}
 	known[schemeHTTPS] = known[schemeHTTP]
+	known[schemeGit] = gitAttrs()
 	attrs, ok := known[scheme]
 	if !ok {
 		return fmt.Errorf("source %q: %s sources are not supported yet", op.Identifier, scheme)
@@ -67,6 +68,8 @@ func (in *Interpreter) source(ctx context.Context, op *pb.SourceOp, platform *pb
 		ref, err = in.local(rest, op.Attrs)
 	case schemeHTTP, schemeHTTPS:
 		ref, err = in.http(ctx, op)
+	case schemeGit:
+		ref, err = in.git(ctx, op, dgst)
 	default:
 		err = fmt.Errorf("%s sources are not supported", scheme)
 	}

@@ -18,6 +18,7 @@ import (
 	"hako/internal/layer"
 	"hako/internal/progress"
 	"hako/internal/sandbox"
+	"hako/internal/source"
 	"hako/internal/store"
 	"hako/internal/tree"
 )
@@ -59,6 +60,8 @@ type Options struct {
 	// Locals are the build contexts by name.
 	Locals map[string]tree.FS
 	HTTP   *http.Client
+	// Git is how repositories are fetched.
+	Git *source.GitClient
 	// Sandbox starts the place to run commands in when the first one comes;
 	// Unsupported tells before that what of a command it could not honour.
 	Sandbox     func(ctx context.Context) (Sandbox, error)
@@ -84,6 +87,7 @@ type Interpreter struct {
 	mu    sync.Mutex
 	facts Facts
 	views map[tree.FS]view         // of the build contexts
+	gits  map[string]*fetchedGit   // repositories, by source
 	used  map[digest.Digest]string // contents of secrets given to commands, which no layer may hold
 }
 
@@ -93,7 +97,7 @@ func New(opt Options) *Interpreter {
 		opt.Sink = progress.Discard{}
 	}
 	return &Interpreter{
-		opt: opt, used: make(map[digest.Digest]string), views: make(map[tree.FS]view),
+		opt: opt, used: make(map[digest.Digest]string), views: make(map[tree.FS]view), gits: make(map[string]*fetchedGit),
 		facts: Facts{ExecBases: make(map[digest.Digest]bool), UnderExec: make(map[digest.Digest]bool)},
 	}
 }
