@@ -38,6 +38,9 @@ type Root struct {
 	// NoDevice tells what to do with a device node that the kernel refuses
 	// to make (no CAP_MKNOD): nil makes that an error.
 	NoDevice func(p string) error
+	// Adapt, if set, returns what is made of an entry in its place: this place may
+	// not be able to hold all of it.
+	Adapt func(e *tree.Entry) (*tree.Entry, error)
 	// Skip, if set, tells which paths are left alone.
 	Skip func(p string) bool
 	pace flusher
@@ -300,6 +303,12 @@ func (r *Root) applyChange(idx *index, c *tree.Change) error {
 func (r *Root) put(e *tree.Entry, content io.Reader) error {
 	if r.Skip != nil && r.Skip(e.Path) {
 		return nil
+	}
+	if r.Adapt != nil {
+		var err error
+		if e, err = r.Adapt(e); err != nil {
+			return err
+		}
 	}
 	if e.Path == "" {
 		if !e.Mode.IsDir() {

@@ -74,6 +74,7 @@ func NewNamespace(ctx context.Context, t *Trial, opt NamespaceOptions) (*Namespa
 		return nil, errors.Join(err, s.Close())
 	}
 	s.roots = newRoots(ctx, filepath.Join(dir, "roots"), s.stage, t.UserNamespace)
+	s.roots.oneID = t.OneID
 	return s, nil
 }
 
@@ -199,9 +200,9 @@ func (r *nsRun) run(ctx context.Context) (_ *Result, err error) {
 		return nil, err
 	}
 	start := time.Now()
-	sc := &upperScan{scan: &scan{live: r.live.WithXattrs(), base: r.base}, opaque: "trusted.overlay.opaque"}
+	sc := &upperScan{scan: &scan{live: r.live.WithXattrs(), base: r.base}, marks: "trusted.overlay.", oneID: r.s.trial.OneID}
 	if r.s.trial.UserNamespace {
-		sc.opaque = "user.overlay.opaque"
+		sc.marks = "user.overlay."
 	}
 	fd, err := unix.Open(filepath.Join(r.s.roots.dir, r.upper), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -60,6 +60,13 @@ func (p *nsPlacer) place(ctx context.Context, proc *Process) error {
 }
 
 func (p *nsPlacer) mount(ctx context.Context, dest string, m *Mount) error {
+	if p.s.trial.OneID {
+		one := *m
+		if one.UID, one.GID = 0, 0; m.Tree != nil {
+			one.Tree = ownedByRoot{m.Tree}
+		}
+		m = &one
+	}
 	var flags uint64
 	if m.ReadOnly {
 		flags = rdOnly
@@ -86,6 +93,25 @@ func (p *nsPlacer) mount(ctx context.Context, dest string, m *Mount) error {
 		return p.ssh(ctx, dest, m)
 	}
 	return fmt.Errorf("unknown mount type %d", m.Type)
+}
+
+// ownedByRoot shows a tree where a single id is mapped, so that no file can have
+// another owner.
+type ownedByRoot struct{ tree.FS }
+
+func (t ownedByRoot) Lstat(p string) (tree.Entry, error) {
+	e, err := t.FS.Lstat(p)
+	e.UID, e.GID = 0, 0
+	return e, err
+}
+
+func (t ownedByRoot) ReadDir(p string) ([]tree.Entry, error) {
+	list, err := t.FS.ReadDir(p)
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].UID, list[i].GID = 0, 0
+	}
+	return list, err
 }
 
 // show attaches the file or directory at path.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"hako/internal/layer"
+	"hako/internal/tree"
 )
 
 // maxAhead is how many roots may lie assembled, or be under way, besides the one
@@ -108,7 +109,7 @@ func (p *pool) start(a *assembly) {
 		defer p.finished(a)
 		p.unpack.Lock()
 		defer p.unpack.Unlock()
-		a.err = assemble(p.ctx, a.dir, a.layers, unpacking{p.limit, noDevice})
+		a.err = assemble(p.ctx, a.dir, a.layers, unpacking{limit: p.limit, device: noDevice})
 		return nil // whoever takes the root gets the error
 	})
 }
@@ -148,7 +149,7 @@ func (p *pool) take(ctx context.Context, layers []*layer.Layer) (string, error) 
 	p.mu.Lock()
 	p.startWaiting()
 	p.mu.Unlock()
-	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], unpacking{p.limit, noDevice})
+	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], unpacking{limit: p.limit, device: noDevice})
 }
 
 // choose removes the best fitting assembly from the pool, or starts one.
@@ -182,6 +183,7 @@ func (p *pool) choose(layers []*layer.Layer) *assembly {
 type unpacking struct {
 	limit  int64                   // of the container's memory, 0 if there is none
 	device func(path string) error // asked about a device node that the kernel refuses to make
+	adapt  func(e *tree.Entry) (*tree.Entry, error)
 }
 
 // assemble unpacks layers into dir, on top of what is there.
@@ -213,7 +215,7 @@ func applyLayers(ctx context.Context, dir string, layers []*layer.Layer, with un
 			return errors.Join(err, root.Close())
 		}
 	}
-	root.NoDevice = with.device
+	root.NoDevice, root.Adapt = with.device, with.adapt
 	for _, l := range layers {
 		if err = root.Apply(ctx, l, false); err != nil {
 			break

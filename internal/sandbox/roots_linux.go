@@ -7,14 +7,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
 	"hako/internal/layer"
+	"hako/internal/tree"
 )
 
 // A stack is a root that layers were unpacked into: directories of which an
@@ -35,6 +38,9 @@ type roots struct {
 	at    string // an existing directory to attach mounts at
 	limit int64  // of the memory, 0 if there is none
 	user  bool   // the overlays' attributes are those that any user may set
+	// oneID: all files on disk belong to the one id that is mapped. Layers keep the
+	// owners they have; see upperScan.
+	oneID bool
 	// unpack: one at a time, two would only fight for the disk.
 	unpack sync.Mutex
 
@@ -120,7 +126,7 @@ func (r *roots) unpackStack(ctx context.Context, s *stack) error {
 	}
 	r.unpack.Lock()
 	defer r.unpack.Unlock()
-	name, with := r.name(), unpacking{r.limit, anyDevice}
+	name, with := r.name(), unpacking{limit: r.limit, device: anyDevice, adapt: r.adapt}
 	if below == nil {
 		s.dirs = []string{name}
 		return assemble(ctx, filepath.Join(r.dir, name), s.layers, with)
@@ -136,6 +142,28 @@ func (r *roots) unpackStack(ctx context.Context, s *stack) error {
 // anyDevice leaves out the device nodes that the kernel refuses to make in a user
 // namespace: the image has them from its own layers, and a command cannot use them.
 func anyDevice(string) error { return nil }
+
+// adapt makes an entry fit for the lower directories of an overlay: nothing in
+// an image may be taken for the overlay's own marks.
+func (r *roots) adapt(e *tree.Entry) (*tree.Entry, error) {
+	if e.Mode.Type() == tree.ModeChar && e.Major == 0 && e.Minor == 0 {
+		return nil, fmt.Errorf("the character device 0:0 at /%s: overlayfs takes it for a deleted file", e.Path)
+	}
+	c := *e
+	for k := range e.Xattrs {
+		if strings.HasPrefix(k, "trusted.overlay.") || strings.HasPrefix(k, "user.overlay.") {
+			c.Xattrs = maps.Clone(e.Xattrs)
+			maps.DeleteFunc(c.Xattrs, func(k, _ string) bool {
+				return strings.HasPrefix(k, "trusted.overlay.") || strings.HasPrefix(k, "user.overlay.")
+			})
+			break
+		}
+	}
+	if r.oneID {
+		c.UID, c.GID = 0, 0
+	}
+	return &c, nil
+}
 
 // below returns the stack to continue: the longest that has layers of s, else
 // the image that s begins with. It is nil for one that begins with nothing.

@@ -31,7 +31,10 @@ type scan struct {
 	// hashAll: ctime cannot be trusted here, every regular file is a candidate.
 	hashAll bool
 	list    []found
+	owners  map[string]owner // of names whose owner is not the one on disk
 }
+
+type owner struct{ uid, gid uint32 }
 
 // A found is one name of the result, in path order.
 type found struct {
@@ -227,6 +230,9 @@ func (s *scan) change(f found, first map[uint64]string) (tree.Change, error) {
 	e, err := s.live.Lstat(f.path)
 	if err != nil {
 		return tree.Change{}, fmt.Errorf("read the changed /%s: %w", f.path, err)
+	}
+	if o, ok := s.owners[f.path]; ok {
+		e.UID, e.GID = o.uid, o.gid
 	}
 	c := tree.Change{Entry: e, Touched: f.touched}
 	if f.ino != 0 {

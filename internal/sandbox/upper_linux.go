@@ -21,13 +21,18 @@ import (
 type upperScan struct {
 	*scan
 	names int
-	// opaque is the attribute of a directory that hides those below it.
-	opaque string
+	// marks is what the names of the overlay's own attributes begin with.
+	marks string
+	// oneID: a single id is mapped, so everything on disk is owned by root. What a
+	// command makes is root's; what it only changes keeps the owner that the
+	// image has, as nothing could have changed that here.
+	oneID bool
 }
 
 // runUpper looks through the upper directory, open as fd, and returns the number of
 // changed names.
 func (s *upperScan) runUpper(ctx context.Context, fd int) (int, error) {
+	s.owners = make(map[string]owner)
 	if err := s.upperDir(ctx, fd, ".", ""); err != nil {
 		return 0, err
 	}
@@ -86,10 +91,38 @@ func (s *upperScan) withHidden(path string, names []string) ([]string, error) {
 	return names, nil
 }
 
+// isOpaque tells whether the directory hides those below it.
 func (s *upperScan) isOpaque(fd int) bool {
 	var b [4]byte
-	n, err := unix.Fgetxattr(fd, s.opaque, b[:])
+	n, err := unix.Fgetxattr(fd, s.marks+"opaque", b[:])
 	return err == nil && n == 1 && b[0] == 'y'
+}
+
+// isCopy tells whether the kernel has copied the file up from the image, where a
+// new one in its place would be the command's. Only files and directories can carry
+// the mark; of anything else there is nothing to change but its name.
+func (s *upperScan) isCopy(up int, name string, n *node) bool {
+	if kind := n.mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return true
+	}
+	_, err := unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", up, name), s.marks+"origin", nil)
+	return err == nil
+}
+
+// imageOwner gives a copied-up node the owner that the image has.
+func (s *upperScan) imageOwner(up int, name, path string, n *node) error {
+	b, err := s.base.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at /%s in the image: %w", path, err)
+	}
+	if uint32(b.Mode)&unix.S_IFMT == n.mode&unix.S_IFMT && s.isCopy(up, name, n) {
+		n.uid, n.gid = b.UID, b.GID
+		s.owners[path] = owner{b.UID, b.GID}
+	}
+	return nil
 }
 
 // upperName looks at one name of the upper, or one that an opaque directory hides.
@@ -106,6 +139,11 @@ func (s *upperScan) upperName(ctx context.Context, up int, name, path string) er
 		return fmt.Errorf("look at /%s: %w", path, err)
 	}
 	n := newNode(name, &st)
+	if s.oneID {
+		if err := s.imageOwner(up, name, path, &n); err != nil {
+			return err
+		}
+	}
 	differs, err := s.differs(path, &n)
 	if err != nil {
 		return fmt.Errorf("compare /%s: %w", path, err)
