@@ -111,8 +111,7 @@ func confine() int {
 	// execve gives the process its own.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	unix.CloseOnExec(confineSpec)
-	unix.CloseOnExec(confineErr)
+	keepFiles()
 	var c confinement
 	err := json.NewDecoder(os.NewFile(confineSpec, "confinement")).Decode(&c)
 	if err != nil {

@@ -4,8 +4,10 @@
 package sandbox
 
 import (
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +31,8 @@ func Init(args []string) ([]string, *Supervisor) {
 		os.Exit(confine()) //nolint:forbidigo // see above
 	case gateArg:
 		// The environment goes on as it is.
-		os.Exit(gate(append([]string{args[0]}, args[2:]...), os.Environ())) //nolint:forbidigo // see above
+		gate(append([]string{args[0]}, args[2:]...), os.Environ()) //nolint:forbidigo // see above
+		os.Exit(125)                                               //nolint:forbidigo // see above
 	case mappedArg, engineArg:
 		rest := append([]string{args[0]}, args[2:]...)
 		if len(rest) == 3 && helper(rest[1], rest[2]) {
@@ -40,7 +43,7 @@ func Init(args []string) ([]string, *Supervisor) {
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 		// Becoming root of a user namespace has cleared it.
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
-		unix.CloseOnExec(3)
+		keepFiles()
 		return rest, &Supervisor{pipe: os.NewFile(3, "supervisor"), Mapped: args[1] == mappedArg}
 	}
 	if !wantsEngine(args) {
@@ -49,6 +52,20 @@ func Init(args []string) ([]string, *Supervisor) {
 	s := &supervisor{}
 	os.Exit(s.run(args)) //nolint:forbidigo // the supervisor is a program of its own
 	return nil, nil
+}
+
+// keepFiles sees to it that no program started from here gets open files but those
+// that it is given: who started hako may have left some open.
+func keepFiles() {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	names, _ := readNames(unix.AT_FDCWD, "/proc/self/fd") // before Linux 5.11
+	for _, n := range names {
+		if fd, err := strconv.Atoi(n); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 // helper does one of the small jobs that need a user namespace, if name is one.

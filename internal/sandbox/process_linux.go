@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -112,6 +113,11 @@ type watch struct {
 
 // run runs the command. It is over when its first process is, as in a container.
 func (w *watch) run(ctx context.Context) (int64, error) {
+	// The kernel ends the command when the thread that started it ends (PDEATHSIG),
+	// as threads do that left the others' mount namespace (detach). This one is
+	// nobody else's until the command is over.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := w.cmd
 	outR, outW, err := os.Pipe()
 	if err != nil {

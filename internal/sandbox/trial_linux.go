@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,8 @@ func (t *Trial) try(ctx context.Context, dir string) error {
 
 // enter runs a process that goes into the root and ends.
 func (t *Trial) enter(c *confinement, root *os.File) error {
+	runtime.LockOSThread() // see watch.run
+	defer runtime.UnlockOSThread()
 	specR, specW, err := os.Pipe()
 	if err != nil {
 		return err

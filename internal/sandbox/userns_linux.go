@@ -121,17 +121,16 @@ func mapIDs(ctx context.Context, program string, pid, own int, ranges []user.Sub
 	return nil
 }
 
-// gate waits and becomes the program with args. If it returns, that is the exit
-// code.
-func gate(args, env []string) int {
+// gate waits and becomes the program with args. It returns only if that
+// fails.
+func gate(args, env []string) {
 	f := os.NewFile(gateFD, "gate")
 	if n, err := f.Read(make([]byte, 1)); n != 1 || err != nil {
-		return 125 // whoever holds the gate says why
+		return // whoever holds the gate says why
 	}
 	unix.CloseOnExec(gateFD)
 	err := syscall.Exec("/proc/self/exe", args, env)
 	fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
-	return 125
 }
 
 // A tryAnswer crosses from the process that tried.
