@@ -50,6 +50,7 @@ type RegistryReport struct {
 func Diagnose(ctx context.Context, opt Options) (*Diagnosis, error) {
 	d := &Diagnosis{Probe: sandbox.Examine(ctx, sandbox.ProbeOptions{WorkDir: workDir(&opt), Env: opt.Env.Get})}
 	d.chooseSandbox(ctx, opt)
+	d.tryForeign(ctx, workDir(&opt))
 	return d, d.askRegistries(ctx, &opt)
 }
 

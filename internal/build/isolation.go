@@ -41,10 +41,11 @@ const (
 // asked before the first command runs.
 func unsupported(op *pb.ExecOp, platform *pb.Platform, kind string) error {
 	switch {
-	case platform != nil && (platform.Architecture != runtime.GOARCH || platform.OS != "linux"):
+	case isForeign(platform):
 		return &sandbox.UnsupportedError{
-			What: "RUN for " + platform.OS + "/" + platform.Architecture, Why: "this machine is linux/" + runtime.GOARCH,
-			Remedy: "build on a machine of that platform, or let only stages FROM --platform=$BUILDPLATFORM run commands",
+			What:   "RUN for " + platform.OS + "/" + platform.Architecture,
+			Why:    "this machine is linux/" + runtime.GOARCH + ", and has no emulator for " + platform.Architecture + " that an image's commands can use",
+			Remedy: remedyForeign(platform),
 		}
 	case op.Security != pb.SecurityMode_SANDBOX:
 		return &sandbox.UnsupportedError{What: "RUN --security=insecure", Why: "a command cannot get more rights than this container has", Remedy: "remove it"}

@@ -27,6 +27,8 @@ type room struct {
 	logf     func(format string, args ...any)
 
 	choice func() choice // what was chosen, by trying; asked for once
+	// foreign returns a platform for which no command runs here, or nil.
+	foreign func(*pb.Platform) *pb.Platform
 
 	mu    sync.Mutex
 	needs []string
@@ -51,6 +53,8 @@ type choice struct {
 
 func newRoom(ctx context.Context, opt *Options, c *contexts, n *network, logf func(string, ...any)) *room {
 	r := &room{opt: opt, contexts: c, network: n, logf: logf}
+	others := &foreign{dir: filepath.Join(r.work(), "work"), logf: logf}
+	r.foreign = func(p *pb.Platform) *pb.Platform { return others.unless(ctx, p) }
 	r.choice = sync.OnceValue(func() choice { return r.choose(ctx) })
 	return r
 }
@@ -128,7 +132,7 @@ func (r *room) unsupported(op *pb.ExecOp, p *pb.Platform) error {
 	if c.err != nil {
 		return c.err
 	}
-	return unsupported(op, p, c.kind)
+	return unsupported(op, r.foreign(p), c.kind)
 }
 
 // serial tells whether commands run one at a time.
