@@ -117,6 +117,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 		return nil, err
 	}
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
+	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
 	b.wire(ctx)
 	return b, nil
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ type room struct {
 	opt      *Options
 	contexts *contexts
 	network  *network
+	clamp    *time.Time // the latest time of files in layers; nil for none
 	logf     func(format string, args ...any)
 
 	choice func() choice // what was chosen, by trying; asked for once
@@ -209,7 +211,7 @@ func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
 	}
 	b, err := sandbox.NewInPlace(ctx, sandbox.InPlaceOptions{
 		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor,
-		Needs: r.needs, OnVolume: r.contexts.moved, Logf: r.logf,
+		Needs: r.needs, OnVolume: r.contexts.moved, Clamp: r.clamp, Logf: r.logf,
 	})
 	if r.err = err; err == nil {
 		r.box = b
@@ -231,6 +233,17 @@ func (r *room) putBack() error {
 	if b, ok := r.box.(*sandbox.InPlace); ok {
 		r.moved = r.moved || b.Moved()
 		return b.PutBack()
+	}
+	return nil
+}
+
+// verified waits for the proof that the layers of commands are what the commands
+// left, which goes on while the container is put back and layers are pushed.
+func (r *room) verified() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b, ok := r.box.(*sandbox.InPlace); ok {
+		return b.Verified()
 	}
 	return nil
 }

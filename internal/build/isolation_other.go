@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -21,6 +22,7 @@ type room struct {
 	opt      *Options
 	contexts *contexts
 	network  *network
+	clamp    *time.Time
 	logf     func(format string, args ...any)
 	moved    bool
 }
@@ -41,6 +43,7 @@ func (r *room) serial() bool                               { return false }
 func (r *room) describe() string                           { return "" }
 func (r *room) need([]string)                              {}
 func (r *room) putBack() error                             { return nil }
+func (r *room) verified() error                            { return nil }
 func (r *room) close() error                               { return nil }
 
 func workDir(opt *Options) string {

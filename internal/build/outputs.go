@@ -34,6 +34,8 @@ type outputs struct {
 	shared   []name.Tag    // of the shared index
 	index    digest.Digest // of the shared index, if it was completed
 	check    *errgroup.Group
+	// verified waits for the proof that the layers are right.
+	verified func() error
 }
 
 // A product is the image of one target.
@@ -134,8 +136,12 @@ func (o *outputs) allowed() error { return o.check.Wait() }
 
 // none tells whether nothing was asked for.
 func (o *outputs) none() bool {
-	opt := o.opt
-	return len(o.tags()) == 0 && !opt.NoPush && opt.TarPath == "" && opt.OCILayoutPath == "" && len(opt.Outputs) == 0
+	return len(o.tags()) == 0 && !o.opt.NoPush && !o.files()
+}
+
+// files tells whether the image goes to archives, layouts or directories.
+func (o *outputs) files() bool {
+	return o.opt.TarPath != "" || o.opt.OCILayoutPath != "" || len(o.opt.Outputs) > 0
 }
 
 // chain notes the vertices whose layers will be in the images. The graph's
@@ -181,6 +187,11 @@ func (o *outputs) export(ctx context.Context) (*Result, error) {
 		}
 	}
 	res.Digest = o.products[0].digest()
+	if len(o.tags()) == 0 || o.files() {
+		if err := o.verified(); err != nil {
+			return nil, err
+		}
+	}
 	for _, p := range o.products {
 		if err := o.writeFiles(ctx, p); err != nil {
 			return nil, p.fail(err)
@@ -230,9 +241,10 @@ func (o *outputs) bundle(p *product, docker bool) (*export.Bundle, error) {
 }
 
 // push sends all images: first what they are made of, and only when all of
-// that is there the tags.
+// that is there, and proven, the tags.
 func (o *outputs) push(ctx context.Context, res *Result) error {
-	for _, stage := range []func(context.Context, *product, *Result) error{o.pushParts, o.pushTags} {
+	prove := func(context.Context, *product, *Result) error { return o.verified() }
+	for _, stage := range []func(context.Context, *product, *Result) error{o.pushParts, prove, o.pushTags} {
 		for _, p := range o.products {
 			if len(p.tags) == 0 {
 				continue

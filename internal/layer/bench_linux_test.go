@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"hako/internal/layer"
+	"hako/internal/tree"
 )
 
 const benchEntries = 100_000
@@ -71,4 +72,36 @@ func BenchmarkUnpack(b *testing.B) {
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(benchEntries*b.N)/b.Elapsed().Seconds(), "entries/s")
+}
+
+// BenchmarkWalk looks at every name of a stack of ten layers.
+func BenchmarkWalk(b *testing.B) {
+	plain, packed := benchTar(b)
+	st := open(b)
+	layers := []*layer.Layer{foreign(st, plain, packed)}
+	for i := range 9 {
+		one := tarOf(b, member{fileHeader(fmt.Sprintf("usr/share/pkg%d/more", i)), "x"})
+		layers = append(layers, foreign(st, one, one))
+	}
+	fsys, err := (&layer.Ref{Layers: layers}).Tree(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		walkNames(b, fsys, "")
+	}
+	b.ReportMetric(float64(benchEntries*b.N)/b.Elapsed().Seconds(), "entries/s")
+}
+
+func walkNames(b *testing.B, fsys tree.FS, dir string) {
+	list, err := fsys.ReadDir(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range list {
+		if list[i].Mode.IsDir() {
+			walkNames(b, fsys, list[i].Path)
+		}
+	}
 }

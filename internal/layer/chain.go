@@ -4,13 +4,13 @@
 package layer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"sort"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -176,36 +176,45 @@ func (c *chain) find(op, p string) (record, int, error) {
 	if p == "" {
 		return c.findRoot(up)
 	}
-	var dir *record // implied directory met above
-	at := 0
+	var v view
 	for _, i := range up.levels {
 		r, ok, err := c.levels[i].idx.get(p)
 		if err != nil {
 			return r, i, err
 		}
-		if !ok {
-			continue
-		}
-		shown := r.kind&(present|lowlink) != 0
-		if dir != nil && (!shown || !r.Mode.IsDir()) {
-			break
-		}
-		switch {
-		case !shown:
-			return record{}, 0, tree.NotExist(op, p)
-		case r.kind&implied == 0:
-			return r, i, nil
-		case dir == nil:
-			dir, at = &r, i
-		}
-		if r.kind&whiteout != 0 {
+		if ok && v.add(r, i) {
 			break
 		}
 	}
-	if dir != nil {
-		return *dir, at, nil
+	if !v.ok {
+		return record{}, 0, tree.NotExist(op, p)
 	}
-	return record{}, 0, tree.NotExist(op, p)
+	return v.record, v.level, nil
+}
+
+// A view is what the stack shows of one name, found from its records.
+type view struct {
+	record
+	level int
+	ok    bool // there is something
+}
+
+// add takes the name's record of the next lower level that has one, and tells
+// that those of still lower ones do not matter.
+func (v *view) add(r record, level int) (done bool) {
+	shown := r.kind&(present|lowlink) != 0
+	switch {
+	case v.ok && (!shown || !r.Mode.IsDir()):
+		return true // the directory that was only implied hides it
+	case !shown:
+		return true
+	case r.kind&implied == 0:
+		*v = view{r, level, true}
+		return true
+	case !v.ok:
+		*v = view{r, level, true}
+	}
+	return r.kind&whiteout != 0
 }
 
 // findRoot returns the entry of the root directory: of the topmost layer that
@@ -293,51 +302,88 @@ func (c *chain) ReadDir(p string) ([]tree.Entry, error) {
 	if !s.isDir {
 		return nil, tree.NotExist("readdir", p)
 	}
-	names := make(map[string]struct{})
+	var list []child
 	for _, i := range s.levels {
-		c.levels[i].idx.children(p, func(name string) { names[name] = struct{}{} })
+		list = c.levels[i].idx.children(p, i, list)
 	}
-	list := make([]string, 0, len(names))
-	for n := range names {
-		list = append(list, n)
+	if len(s.levels) > 1 {
+		slices.SortStableFunc(list, func(a, b child) int { return bytes.Compare(a.name, b.name) })
 	}
-	sort.Strings(list)
 	entries := make([]tree.Entry, 0, len(list))
-	for _, n := range list {
-		e, err := c.Lstat(tree.Join(p, n))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // a whiteout, or hidden by one
+	for i := 0; i < len(list); {
+		next := i + 1
+		for next < len(list) && bytes.Equal(list[next].name, list[i].name) {
+			next++
 		}
+		e, ok, err := c.child(list[i:next])
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, e)
+		if ok {
+			entries = append(entries, e)
+		}
+		i = next
 	}
 	return entries, nil
 }
 
-// children calls fn with the names in the directory p.
-func (x *index) children(p string, fn func(name string)) {
+// A child is a name in a directory and its record in one level.
+type child struct {
+	name  []byte // in the index
+	level int
+	at    int
+}
+
+// child returns what the stack shows of a name, given where it is recorded, top
+// first. It is nothing if there is a whiteout, or hidden by one.
+func (c *chain) child(at []child) (tree.Entry, bool, error) {
+	var v view
+	for _, k := range at {
+		r, err := c.levels[k.level].idx.record(k.at)
+		if err != nil {
+			return tree.Entry{}, false, err
+		}
+		if v.add(r, k.level) {
+			break
+		}
+	}
+	if !v.ok {
+		return tree.Entry{}, false, nil
+	}
+	e, err := c.entry(v.record, v.level)
+	if errors.Is(err, fs.ErrNotExist) {
+		return tree.Entry{}, false, nil // a link to a lower file that is not there
+	}
+	return e, err == nil, err
+}
+
+// children appends the names in the directory p, sorted.
+func (x *index) children(p string, level int, list []child) []child {
+	skip := 0
+	if p != "" {
+		skip = len(p) + 1
+	}
 	for i := x.search(p); i < x.count; {
 		b := x.path(i)
 		if !within(b, p) {
-			return
+			break
 		}
-		name := strings.TrimPrefix(string(b[len(p):]), "/")
-		if name == "" { // p itself; in a broken index again and again
+		if len(b) <= skip { // p itself; in a broken index again and again
 			i++
 			continue
 		}
-		if k := strings.IndexByte(name, '/'); k >= 0 {
-			name = name[:k] // cannot be: parents have records
+		end := len(b)
+		if k := bytes.IndexByte(b[skip:], '/'); k >= 0 {
+			end = skip + k // cannot be: parents have records
+		} else {
+			list = append(list, child{name: b[skip:], level: level, at: i})
 		}
-		fn(name)
 		// Most names are files: look at the next record before searching.
-		child := tree.Join(p, name)
-		if i++; i < x.count && within(x.path(i), child) {
-			i = x.skip(i, child)
+		if i++; i < x.count && within(x.path(i), b[:end]) {
+			i = x.skip(i, string(b[:end]))
 		}
 	}
+	return list
 }
 
 // Open implements tree.FS.

@@ -5,6 +5,7 @@ package layer
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sort"
@@ -218,9 +219,12 @@ func decodeHex(d *decoder) digest.Digest {
 		d.err, d.b = errBadIndex, nil
 		return ""
 	}
-	s := digest.NewDigestFromBytes(digest.SHA256, d.b[:32])
+	const prefix = "sha256:"
+	var s [len(prefix) + 64]byte
+	copy(s[:], prefix)
+	hex.Encode(s[len(prefix):], d.b[:32])
 	d.b = d.b[32:]
-	return s
+	return digest.Digest(s[:])
 }
 
 func sortedKeys(m map[string]string) []string {
@@ -332,6 +336,6 @@ func (x *index) skip(i int, p string) int {
 	return i + sort.Search(x.count-i, func(k int) bool { return !within(x.path(i+k), p) })
 }
 
-func within(p []byte, dir string) bool {
-	return dir == "" || len(p) >= len(dir) && string(p[:len(dir)]) == dir && (len(p) == len(dir) || p[len(dir)] == '/')
+func within[D string | []byte](p []byte, dir D) bool {
+	return len(dir) == 0 || len(p) >= len(dir) && string(p[:len(dir)]) == string(dir) && (len(p) == len(dir) || p[len(dir)] == '/')
 }

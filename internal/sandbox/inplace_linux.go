@@ -34,6 +34,8 @@ type InPlaceOptions struct {
 	// OnVolume wraps the moving aside of a volume's content, for readers of that
 	// volume, which find it in dir then; nil just calls move.
 	OnVolume func(path string, move func() (dir string, err error)) error
+	// Clamp is the latest time that files get in layers; nil for none.
+	Clamp *time.Time
 	// Logf tells people what is going on.
 	Logf func(format string, args ...any)
 }
@@ -49,6 +51,7 @@ type InPlace struct {
 	memory *memory
 	pool   *pool
 	self   *selftest
+	checks checks // of roots that are given up
 
 	parked  bool
 	shm     string // directory on tmpfs for secrets and sockets
@@ -68,6 +71,7 @@ type installed struct {
 	layers []*layer.Layer
 	record *record // nil: stale
 	fresh  bool    // no command has run in it yet
+	ran    bool    // layers and record are what the last command left
 	waited time.Duration
 }
 
@@ -114,6 +118,7 @@ func NewInPlace(ctx context.Context, opt InPlaceOptions) (*InPlace, error) {
 	}
 	s.memory = openMemory()
 	s.pool = newPool(ctx, filepath.Join(work, "roots"), s.memory.limit())
+	s.checks.start(ctx)
 	return s, nil
 }
 
@@ -195,8 +200,19 @@ func (s *InPlace) Prefetch(ref *layer.Ref) { s.pool.prefetch(ref.Layers) }
 func (s *InPlace) Assembling(l *layer.Layer) <-chan struct{} { return s.pool.assembling(l) }
 
 // PutBack ends what was prefetched and puts the container back as it was. No
-// command can be run after that.
+// command can be run after that. What the layers hold is being compared with
+// what the commands left when it returns; see [InPlace.Verified].
 func (s *InPlace) PutBack() error {
+	s.check()
+	return s.putBack()
+}
+
+// Verified waits until the layers of all roots that are no longer installed are
+// compared with what the commands left there. Before it has returned nil nothing
+// may name an image of them; a difference is a *[MismatchError].
+func (s *InPlace) Verified() error { return s.checks.wait() }
+
+func (s *InPlace) putBack() error {
 	err := s.pool.close()
 	if s.parked {
 		if rerr := s.lot.restore(); rerr != nil {
@@ -212,7 +228,8 @@ func (s *InPlace) PutBack() error {
 
 // Close puts the container back if that was not done, and deletes the roots.
 func (s *InPlace) Close() error {
-	err := s.PutBack()
+	s.checks.stop()
+	err := s.putBack()
 	// If the supervisor is PID 1, the container ends with us, and its files with
 	// it: deleting them one by one would only take time.
 	if os.Getppid() != 1 {
@@ -235,12 +252,13 @@ func (s *InPlace) Run(ctx context.Context, ref *layer.Ref, p *Process) (*Result,
 	if err := s.install(ctx, ref, base); err != nil {
 		return nil, err
 	}
+	s.live.ran = false
 	res, err := s.runInstalled(ctx, base, p)
 	if err != nil {
 		s.live.layers = nil // whatever is there now, it is no known state
 		return nil, err
 	}
-	res.keep = func(l *layer.Layer) { s.live.layers = append(slices.Clone(ref.Layers), l) }
+	res.keep = func(l *layer.Layer) { s.live.layers, s.live.ran = append(slices.Clone(ref.Layers), l), true }
 	if s.live.fresh {
 		s.live.fresh = false
 		res.Layers, res.Waited = len(ref.Layers), s.live.waited
@@ -384,6 +402,7 @@ func topOf(p string) string {
 
 // uninstall throws the installed root away.
 func (s *InPlace) uninstall() error {
+	s.check()
 	for m, aside := range s.parkedVolumes() {
 		fd, err := unix.Openat(s.lot.root, m, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == nil {

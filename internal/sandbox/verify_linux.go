@@ -1,0 +1,223 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"hako/internal/layer"
+	"hako/internal/tree"
+)
+
+// A verifier compares a root as a command left it with the layers that stand
+// for it. A scan looks at what the records say has changed; this looks at every
+// name, so what a scan, a layer's writer or a layer's applier got wrong shows
+// before an image is named.
+//
+// It needs no system call: the record has what system calls said, the layers'
+// view comes from their indexes. What neither holds is not compared: contents,
+// extended attributes, and to where a link leads but for the length. Which names
+// are links of one file is not compared either: layers do not hold it across
+// each other, nor does a scan count it as a change (see scan.add).
+type verifier struct {
+	view tree.FS
+	// clamp is the latest time of files in layers of this build; nil for none.
+	clamp *time.Time
+	found []Mismatch
+	more  int
+}
+
+// maxMismatches is how many paths an error names.
+const maxMismatches = 5
+
+// verify returns a *MismatchError if the view is not what the record has. clamp
+// is the latest time that files got in the view's layers, nil for none.
+//
+// Masked names are not compared, nor what a layer cannot hold (sockets), nor
+// directories that exist only for what is masked below them.
+func verify(ctx context.Context, live *record, view tree.FS, clamp *time.Time) error {
+	v := &verifier{view: view, clamp: clamp}
+	if err := v.dir(ctx, "", live.root); err != nil {
+		return fmt.Errorf("verify the layers: %w", err)
+	}
+	if len(v.found) == 0 {
+		return nil
+	}
+	return &MismatchError{Found: v.found, More: v.more}
+}
+
+// dir merges the names of a directory in both trees.
+func (v *verifier) dir(ctx context.Context, path string, live *dirRecord) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	entries, err := v.view.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	i, j := 0, 0
+	for i < len(live.nodes) || j < len(entries) {
+		switch {
+		case j == len(entries) || i < len(live.nodes) && live.nodes[i].name < entries[j].Name():
+			v.onlyLive(tree.Join(path, live.nodes[i].name), &live.nodes[i])
+			i++
+		case i == len(live.nodes) || live.nodes[i].name > entries[j].Name():
+			v.onlyView(&entries[j])
+			j++
+		default:
+			if err := v.both(ctx, &live.nodes[i], &entries[j]); err != nil {
+				return err
+			}
+			i++
+			j++
+		}
+	}
+	return nil
+}
+
+func (v *verifier) add(path, format string, args ...any) {
+	if len(v.found) == maxMismatches {
+		v.more++
+		return
+	}
+	v.found = append(v.found, Mismatch{Path: "/" + path, What: fmt.Sprintf(format, args...)})
+}
+
+func (v *verifier) onlyLive(path string, n *node) {
+	if n.masked || n.mode&unix.S_IFMT == unix.S_IFSOCK || n.onlyMounts() {
+		return
+	}
+	v.add(path, "missing from the layers")
+}
+
+// onlyMounts tells whether n is a directory that is there only because of what
+// is mounted below it.
+func (n *node) onlyMounts() bool {
+	if n.kids == nil || len(n.kids.nodes) == 0 {
+		return false
+	}
+	for i := range n.kids.nodes {
+		if k := &n.kids.nodes[i]; !k.masked && !k.onlyMounts() {
+			return false
+		}
+	}
+	return true
+}
+
+func (v *verifier) onlyView(e *tree.Entry) {
+	if e.Mode.IsDevice() && topOf(e.Path) == "dev" {
+		return // the right to make it may be missing; see assemble
+	}
+	v.add(e.Path, "in the layers, not in the tree")
+}
+
+func (v *verifier) both(ctx context.Context, n *node, e *tree.Entry) error {
+	if n.masked {
+		return nil
+	}
+	mode := tree.Mode(n.mode)
+	if mode.Type() != e.Mode.Type() {
+		v.add(e.Path, "%s in the layers, %s in the tree", typeName(e.Mode), typeName(mode))
+		return nil
+	}
+	switch {
+	case n.uid != e.UID || n.gid != e.GID:
+		v.add(e.Path, "owner %d:%d in the layers, %d:%d in the tree", e.UID, e.GID, n.uid, n.gid)
+	case !mode.IsSymlink() && mode.Perm() != e.Mode.Perm(): // of a link Linux has none
+		v.add(e.Path, "mode %04o in the layers, %04o in the tree", e.Mode.Perm(), mode.Perm())
+	case mode.IsRegular() && n.size != e.Size:
+		v.add(e.Path, "%d bytes in the layers, %d in the tree", e.Size, n.size)
+	case mode.IsSymlink() && n.size != int64(len(e.Link)):
+		v.add(e.Path, "a link to %q in the layers, one of %d bytes in the tree", e.Link, n.size)
+	case mode.IsDevice() && (unix.Major(uint64(n.size)) != e.Major || unix.Minor(uint64(n.size)) != e.Minor):
+		v.add(e.Path, "device %d:%d in the layers, %d:%d in the tree", e.Major, e.Minor, unix.Major(uint64(n.size)), unix.Minor(uint64(n.size)))
+	case !mode.IsDir() && !v.sameTime(n, e):
+		v.add(e.Path, "of %s in the layers, of %s in the tree", stamp(e.ModTime), stamp(time.Unix(0, n.mtime)))
+	}
+	if n.kids != nil {
+		return v.dir(ctx, e.Path, n.kids)
+	}
+	return nil
+}
+
+// sameTime compares the seconds: layers of this build hold no more.
+func (v *verifier) sameTime(n *node, e *tree.Entry) bool {
+	want := e.ModTime.Unix()
+	if want < math.MinInt32 || want > math.MaxInt32 {
+		return true // file systems that cannot hold it have the nearest they can
+	}
+	got := time.Unix(0, n.mtime)
+	return got.Unix() == want || v.clamp != nil && got.After(*v.clamp) && want == v.clamp.Unix()
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func typeName(m tree.Mode) string {
+	switch m.Type() {
+	case tree.ModeDir:
+		return "a directory"
+	case tree.ModeSymlink:
+		return "a link"
+	case tree.ModeChar:
+		return "a character device"
+	case tree.ModeBlock:
+		return "a block device"
+	case tree.ModeFIFO:
+		return "a pipe"
+	case tree.ModeSocket:
+		return "a socket"
+	}
+	return "a file"
+}
+
+// checks are the verifications under way.
+type checks struct {
+	ctx    context.Context //nolint:containedctx // of its goroutines, ended by stop
+	cancel context.CancelFunc
+	g      errgroup.Group
+}
+
+func (c *checks) start(ctx context.Context) { c.ctx, c.cancel = context.WithCancel(ctx) }
+
+// add compares, in the background, a root with the layers that stand for it.
+func (c *checks) add(live *record, layers []*layer.Layer, clamp *time.Time) {
+	c.g.Go(func() error {
+		view, err := (&layer.Ref{Layers: layers}).Tree(c.ctx)
+		if err != nil {
+			return err
+		}
+		err = verify(c.ctx, live, view, clamp)
+		if e, ok := errors.AsType[*MismatchError](err); ok {
+			e.After = layers[len(layers)-1].Description
+		}
+		return err
+	})
+}
+
+// wait returns the first error of all checks.
+func (c *checks) wait() error { return c.g.Wait() }
+
+// stop ends the checks under way and waits for their end.
+func (c *checks) stop() {
+	c.cancel()
+	_ = c.g.Wait() // who wants the error has asked wait
+}
+
+// check begins to verify the installed root, which is about to go. There is
+// nothing to compare if no command has ended well there, or if layers were put
+// on top since: a root is only installed, and only advanced, for a command.
+func (s *InPlace) check() {
+	if s.live == nil || !s.live.ran || s.live.record == nil || len(s.live.layers) == 0 {
+		return
+	}
+	s.live.ran = false
+	s.checks.add(s.live.record, s.live.layers, s.opt.Clamp)
+}
