@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,16 +24,24 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	proxy := startRegistry(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// try runs a program that may fail, which depends on the place.
+			"try": func(ts *testscript.TestScript, _ bool, args []string) { _ = ts.Exec(args[0], args[1:]...) },
+		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
 			srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 			env.Defer(srv.Close)
 			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
+			env.Setenv("HTTP_PROXY", proxy)
+			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
+			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test")
 			return nil
 		},
 	})

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -39,16 +38,20 @@ var ErrNothingToDo = errors.New("nothing to do with the result: add --push, -o o
 // where it was asked for.
 func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) {
 	started := time.Now()
+	files := plannedFiles(&opt) // before their paths are made absolute
+	if opt.Call == CallPlan {
+		opt.Registry.SkipPushCheck, opt.PushEarly = true, false
+	}
 	b, err := open(ctx, &opt, sink, started)
 	if err != nil {
 		return nil, err
 	}
-	res, err := b.run(ctx)
+	res, err := b.run(ctx, files)
 	cerr := b.close()
 	if err == nil && cerr != nil {
 		err = cerr
 	}
-	if err != nil {
+	if err != nil && opt.Call != CallPlan {
 		err = b.failed(err, cerr)
 	}
 	if res != nil {
@@ -190,10 +193,13 @@ func (b *build) note(format string, args ...any) {
 	t.Done(nil)
 }
 
-func (b *build) run(ctx context.Context) (*Result, error) {
+func (b *build) run(ctx context.Context, files []string) (*Result, error) {
 	fo := frontend.Options{
 		Opts: frontendOpts(b.opt, b.contexts), Platforms: []ocispecs.Platform{hostPlatform()}, Images: b.images, Solver: b.solver, Sink: b.sink, Git: b.resolveGit,
 		SyntaxBuiltin: b.opt.Syntax == "builtin",
+	}
+	if b.opt.Call == CallPlan {
+		return b.answerPlan(ctx, fo, files)
 	}
 	if b.opt.Call != "" && b.opt.Call != CallBuild {
 		return b.answer(ctx, fo)
@@ -234,17 +240,10 @@ func (b *build) convert(ctx context.Context, fo frontend.Options) (err error) {
 // evaluate computes the images of all targets and platforms as one graph: what
 // they share is done once.
 func (b *build) evaluate(ctx context.Context) error {
-	var defs []*pb.Definition
-	for _, p := range b.outputs.products {
-		for _, r := range p.conv.Platforms {
-			defs = append(defs, r.Definition)
-		}
-	}
-	g, err := solver.Load(defs...)
+	g, err := b.outputs.graph()
 	if err != nil {
 		return err
 	}
-	b.outputs.chain(g)
 	refs, err := b.solver.EvaluateGraph(ctx, g)
 	if err != nil {
 		return err

@@ -157,6 +157,7 @@ const (
 	CallCheck   = "check"   // run the Dockerfile checks
 	CallOutline = "outline" // list arguments, secrets and the like of a target
 	CallTargets = "targets" // list the targets
+	CallPlan    = "plan"    // say what a build would do
 )
 
 // TargetPlace in the path of an output stands for the target's name.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
@@ -144,15 +145,27 @@ func (o *outputs) files() bool {
 	return o.opt.TarPath != "" || o.opt.OCILayoutPath != "" || len(o.opt.Outputs) > 0
 }
 
-// chain notes the vertices whose layers will be in the images. The graph's
-// targets are the platforms of the first product, then those of the next.
-func (o *outputs) chain(g *solver.Graph) {
+// graph makes one graph of the images of all products and notes the vertices
+// whose layers will be in them. Its targets are the platforms of the first
+// product, then those of the next.
+func (o *outputs) graph() (*solver.Graph, error) {
+	var defs []*pb.Definition
+	for _, p := range o.products {
+		for _, r := range p.conv.Platforms {
+			defs = append(defs, r.Definition)
+		}
+	}
+	g, err := solver.Load(defs...)
+	if err != nil {
+		return nil, err
+	}
 	targets := g.Targets()
 	for _, p := range o.products {
 		n := len(p.conv.Platforms)
 		p.vertices = g.InTargets(targets[:n])
 		targets = targets[n:]
 	}
+	return g, nil
 }
 
 // made begins to push a new layer to where it is sure to be in the image.

@@ -22,6 +22,8 @@ type Result struct {
 	Pushed []Pushed
 	// Answer is the text asked for with Options.Call, for standard output.
 	Answer []byte
+	// Plan is set if Options.Call asked for it, even if the build would fail.
+	Plan *Plan
 	// Status is the exit code that goes with Answer: not 0 if a check found something.
 	Status  int
 	Summary Summary

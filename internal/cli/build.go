@@ -41,18 +41,26 @@ here are accepted.`,
 	}
 	known := v.addFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := applyEnv(cmd.Flags(), a.Env, nil); err != nil {
+		if err := v.setContext(cmd, args, a.Env); err != nil {
 			return err
-		}
-		if len(args) == 1 {
-			if cmd.Flags().Changed("context") {
-				return usageErrorf("the context is given twice: %q and --context %q", args[0], v.context)
-			}
-			v.context = args[0]
 		}
 		return a.runBuild(cmd.Context(), &v, known, false)
 	}
 	return cmd
+}
+
+// setContext takes the flags from the environment and the context from args.
+func (v *buildValues) setContext(cmd *cobra.Command, args []string, env build.Env) error {
+	if err := applyEnv(cmd.Flags(), env, nil); err != nil {
+		return err
+	}
+	if len(args) == 1 {
+		if cmd.Flags().Changed("context") {
+			return usageErrorf("the context is given twice: %q and --context %q", args[0], v.context)
+		}
+		v.context = args[0]
+	}
+	return nil
 }
 
 // executorCommand is kaniko's executor: the same flags, with its defaults.
@@ -142,6 +150,9 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 	if closeErr := display.Close(); closeErr != nil && !errors.Is(closeErr, progress.ErrStalled) {
 		err = errors.Join(err, closeErr)
 	}
+	if result != nil && result.Plan != nil {
+		err = errors.Join(err, writePlan(a.Stdout, result.Plan, opt.CallFormat))
+	}
 	if err != nil {
 		err = cleanError{err, display}
 		if termination != nil {
@@ -149,7 +160,7 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 		}
 		return err
 	}
-	if !isQuiet(opt.Progress) {
+	if !isQuiet(opt.Progress) && result.Plan == nil {
 		fmt.Fprintln(a.Stderr, summaryLine(result.Summary))
 	}
 	return a.printResult(&opt, result)

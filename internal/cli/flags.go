@@ -26,6 +26,7 @@ func aliases() map[string]string {
 		"dockerfile":        "file",
 		"custom-platform":   "platform",
 		"whitelist-var-run": "ignore-var-run",
+		"dry-run":           "dryrun",
 	}
 }
 
@@ -248,7 +249,6 @@ func knownFlags() []*knownFlag {
 		{name: "ignore-path", refuse: notYet + "; without it the image would hold what is below that path"},
 		{name: "image-format", refuse: notYet},
 		{name: "materialize", isBool: true, refuse: notYet},
-		{name: "dryrun", isBool: true, refuse: notYet},
 		{name: "credential-helpers", refuse: notYet + "; config.json with its credHelpers is used"},
 		{name: "azure-container-registry-config", refuse: notYet},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},

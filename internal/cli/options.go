@@ -24,6 +24,7 @@ type buildValues struct {
 	indexID                                             string
 	labels, annotations                                 []string
 	tags, destinations, outputs                         []string
+	dryRun, dryRunJSON                                  bool
 	check, push, noPush, pushEarly, reproducible, quiet bool
 	rewriteTimestamp                                    bool
 	tarPath, ociLayoutPath                              string
@@ -73,6 +74,7 @@ func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&v.platforms, "platform", nil, "`os/arch[,…]` to build for; also --custom-platform")
 	f.StringVar(&v.syntax, "syntax", "", "use this frontend instead of the Dockerfile's syntax line: builtin")
 	f.BoolVar(&v.check, "check", false, "check the Dockerfile and build nothing, as --call=check")
+	f.BoolVar(&v.dryRun, "dryrun", false, "say what the build would do and do nothing, as hako plan does")
 	f.StringVar(&v.call, "call", "build", "build, check, outline or targets; with \",format=json\"")
 	f.BoolVar(&v.noCache, "no-cache", false, "run every step")
 	f.StringArrayVar(&v.noCacheFilter, "no-cache-filter", nil, "run every step of this `STAGE` (repeatable)")
@@ -237,6 +239,14 @@ func (v *buildValues) setCall(opt *build.Options, _ build.Env) error {
 	}
 	if !slices.Contains([]string{build.CallBuild, build.CallCheck, build.CallOutline, build.CallTargets}, call) {
 		return usageErrorf("--call=%s: there are build, check, outline and targets", v.call)
+	}
+	if v.dryRun {
+		if call != build.CallBuild {
+			return usageErrorf("a dry run and --call=%s contradict each other", call)
+		}
+		if call = build.CallPlan; v.dryRunJSON {
+			opt.CallFormat = "json"
+		}
 	}
 	opt.Call = call
 	if hasAttr {

@@ -51,7 +51,7 @@ func checkTargets(opt *build.Options) error {
 	if len(opt.Targets) == 1 {
 		return nil
 	}
-	if opt.Call != build.CallBuild {
+	if opt.Call != build.CallBuild && opt.Call != build.CallPlan {
 		return usageErrorf("--call=%s is about one target, and there are %d", opt.Call, len(opt.Targets))
 	}
 	files := []struct{ flag, path, instead string }{
