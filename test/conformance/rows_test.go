@@ -108,7 +108,7 @@ var rows = []row{
 	{id: "K23", about: "ADD of an archive"},
 	{id: "K24", about: "ADD --unpack"},
 	{id: "K25", about: "ADD of a URL"},
-	{id: "K26", about: "ADD of a git repository", outside: "git sources are a later step; refused with a clear error"},
+	{id: "K26", about: "ADD of a git repository"},
 	{id: "K27", about: "--checksum errors"},
 	{id: "K28", about: "COPY of a URL"},
 	{id: "K29", about: "heredoc source"},

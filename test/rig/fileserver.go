@@ -15,8 +15,10 @@ import (
 // fileServer serves the files that ADD fetches, under /files/, and leaves all
 // else to the registry. A file under /files/dated/ has a Last-Modified time;
 // one whose name says so is an archive; /files/missing/ has nothing.
-func fileServer(registry http.Handler) http.Handler {
+// Below /git/ are repositories.
+func fileServer(git, registry http.Handler) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("/git/", git)
 	mux.Handle("/", registry)
 	mux.HandleFunc("GET /files/missing/", http.NotFound)
 	mux.HandleFunc("GET /files/", func(w http.ResponseWriter, req *http.Request) {

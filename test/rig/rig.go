@@ -69,7 +69,11 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	r.server = httptest.NewServer(fileServer(registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
+	git, err := gitRepositories(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	r.server = httptest.NewServer(fileServer(git, registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
 	r.Registry = strings.TrimPrefix(r.server.URL, "http://")
 	if err := r.pushBases(ctx); err != nil {
 		return nil, err
