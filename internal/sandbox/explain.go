@@ -14,6 +14,8 @@ func (e *ExitError) Explain() string {
 	switch {
 	case e.OOM:
 		return e.explainOOM()
+	case e.DiskFull:
+		return " disk    / was full when it ended; its files are gone again\n try     more ephemeral-storage for this container, or a RUN that removes what it no longer needs"
 	case e.Signal != 0:
 		s := fmt.Sprintf(" killed by signal %d (%s) after %s", e.Signal, signalName(e.Signal), e.took())
 		if e.Signal == 9 {

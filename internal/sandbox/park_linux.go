@@ -49,6 +49,10 @@ type lot struct {
 const (
 	parkedName = "parked"
 	trashName  = "trash"
+	// reserveSize bytes are kept on the disk while something is parked: a command
+	// may fill it, and putting things back takes a few new directories and lines
+	// of the journal.
+	reserveSize = 256 << 10
 )
 
 // at names p, a path relative to the container's root, for calls that take no
@@ -61,11 +65,16 @@ func below(fd int, p string) string {
 	return filepath.Join("/proc/self/fd", strconv.Itoa(fd), p)
 }
 
+func (l *lot) reserve() string { return filepath.Join(l.work, "reserve") }
+
 func (l *lot) parked() string { return filepath.Join(l.work, parkedName) }
 
 // park moves everything that can be moved out of /.
 func (l *lot) park() error {
 	if err := os.MkdirAll(l.parked(), 0o700); err != nil {
+		return fmt.Errorf("park: %w", err)
+	}
+	if err := os.WriteFile(l.reserve(), make([]byte, reserveSize), 0o600); err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
 	attrs, err := readAttrs(l.root, ".")
@@ -186,6 +195,7 @@ func (l *lot) restore() error {
 	case "":
 		return nil
 	case phaseParked:
+		_ = os.Remove(l.reserve())
 		if err := l.clear(); err != nil {
 			return fmt.Errorf("restore: %w", err)
 		}
@@ -211,6 +221,7 @@ func (l *lot) restore() error {
 		return err
 	}
 	// Failing to remove what is left costs disk, nothing else.
+	_ = os.Remove(l.reserve())
 	_ = layer.RemoveAll(l.parked())
 	return nil
 }

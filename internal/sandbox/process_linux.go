@@ -28,6 +28,10 @@ import (
 // defaultPath is what BuildKit gives a process without PATH (util/system/path.go).
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// almostFull is so little free space, in bytes, that a command which failed may
+// have wanted more.
+const almostFull = 1 << 20
+
 // A runner runs one process in a root.
 type runner struct {
 	root   tree.FS  // the live root
@@ -97,7 +101,12 @@ func (r *runner) run(ctx context.Context, p *Process) (peak int64, err error) {
 	if cmd.Stdin == nil {
 		cmd.Stdin = r.null // else os/exec opens the image's
 	}
-	return (&watch{cmd: cmd, p: p, memory: r.memory, reap: killDescendants}).run(ctx)
+	peak, err = (&watch{cmd: cmd, p: p, memory: r.memory, reap: killDescendants}).run(ctx)
+	if e, ok := errors.AsType[*ExitError](err); ok {
+		var fs unix.Statfs_t
+		e.DiskFull = unix.Statfs(r.at, &fs) == nil && (int64(fs.Bavail)*fs.Bsize < almostFull || fs.Files > 0 && fs.Ffree == 0)
+	}
+	return peak, err
 }
 
 // A watch is over a command from its start to its end.

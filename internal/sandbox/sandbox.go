@@ -131,6 +131,8 @@ type ExitError struct {
 	Code   int // exit code, or 128 + signal as shells count
 	Signal int // 0 if it exited by itself
 	OOM    bool
+	// DiskFull: there was next to no room left on the root's disk.
+	DiskFull bool
 	// Limit is the container's memory limit in bytes if OOM, 0 if not known.
 	Limit int64
 	// PeakRSS is what the largest process of the command used, in bytes.

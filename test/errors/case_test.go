@@ -30,7 +30,7 @@ var (
 )
 
 // known are the options of a case.
-var known = map[string]string{"place": "machine", "exit": "1", "flags": "", "podargs": "", "memory": "", "front": "", "prepare": "", "show": "", "after": "", "destination": ""}
+var known = map[string]string{"place": "machine", "exit": "1", "flags": "", "podargs": "", "memory": "", "disk": "", "front": "", "prepare": "", "show": "", "after": "", "destination": ""}
 
 func readCase(path string) (*testCase, error) {
 	a, err := txtar.ParseFile(path)

@@ -71,8 +71,12 @@ func (w *world) inPod(ctx context.Context, t *testing.T, p *place) said {
 	if err := errors.Join(writeFile(log, "", 0o666), os.Chmod(log, 0o666)); err != nil {
 		t.Fatal(err)
 	}
+	pod, image := w.pod, w.scratch
+	if size := p.one("disk"); size != "" {
+		pod, image = w.onDisk(ctx, t, size)
+	}
 	s := rig.PodSpec{
-		Image:   w.scratch,
+		Image:   image,
 		Memory:  p.one("memory"),
 		Command: append([]string{"/kaniko/executor", "--context=dir:///workspace"}, p.flags()...),
 		Mounts: []rig.Mount{
@@ -90,24 +94,24 @@ func (w *world) inPod(ctx context.Context, t *testing.T, p *place) said {
 		s.Image = w.shell
 		s.Command = append([]string{"/bin/sh", "-c", `"$@"; code=$?; ` + p.one("after") + "\nexit $code", "sh"}, s.Command...)
 	}
-	id, err := w.pod.Create(ctx, s)
+	id, err := pod.Create(ctx, s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := w.pod.Remove(context.WithoutCancel(ctx), id); err != nil {
+		if err := pod.Remove(context.WithoutCancel(ctx), id); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := w.pod.Init(ctx, id); err != nil {
+	if err := pod.Init(ctx, id); err != nil {
 		t.Fatal(err)
 	}
-	before := w.snapshot(ctx, t, id)
-	res, err := w.pod.Start(ctx, id)
+	before := snapshot(ctx, t, pod, id)
+	res, err := pod.Start(ctx, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	asFound(t, before, w.snapshot(ctx, t, id))
+	asFound(t, before, snapshot(ctx, t, pod, id))
 	message, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
@@ -115,10 +119,45 @@ func (w *world) inPod(ctx context.Context, t *testing.T, p *place) said {
 	return said{exit: res.Exit, stdout: res.Stdout, stderr: res.Stderr, termination: string(message)}
 }
 
-// snapshot lists a container's files, but for hako's own directory.
-func (w *world) snapshot(ctx context.Context, t *testing.T, id string) []string {
+// onDisk sets up a container storage, with hako's image in it, on a file system
+// of the given size.
+func (w *world) onDisk(ctx context.Context, t *testing.T, size string) (*rig.Podman, string) {
 	t.Helper()
-	lines, err := w.pod.Files(ctx, id)
+	image := filepath.Join(t.TempDir(), "disk.img")
+	dir, err := os.MkdirTemp(w.Dir, "") // podman wants short names
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"truncate", "-s", size, image}, {"mkfs.ext4", "-q", "-F", "-m", "0", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	pod, err := w.PodmanIn(filepath.Join(dir, "p"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pod.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ref, err := pod.Scratch(ctx, "/kaniko/executor", "/kaniko/bin/hako")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pod, ref
+}
+
+// snapshot lists a container's files, but for hako's own directory.
+func snapshot(ctx context.Context, t *testing.T, pod *rig.Podman, id string) []string {
+	t.Helper()
+	lines, err := pod.Files(ctx, id)
 	if err != nil {
 		t.Fatal(err)
 	}
