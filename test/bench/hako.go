@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -52,18 +51,59 @@ func (b *bench) hako(ctx context.Context, p *rig.Podman, w workload, repo, state
 	if err != nil {
 		return result{}, err
 	}
-	code, err := p.ExitCode(ctx, id)
+	end, err := endOf(ctx, p, id)
 	if err != nil {
 		return result{}, err
+	}
+	if end.oom && res.kills == 0 {
+		res.kills = 1
 	}
 	log, _ := os.ReadFile(logPath)
 	if b.options.verbose {
 		fmt.Fprintf(os.Stderr, "%s\n", log)
 	}
-	if code != "0" {
-		return result{}, fmt.Errorf("hako, %s: exit code %s:\n%s", w.name, code, tail(log))
+	if end.code != 0 {
+		return res, fmt.Errorf("hako, %s: %s:\n%s", w.name, end.text(res.kills), tail(log))
 	}
 	return res, nil
+}
+
+// An end is how a container's first process ended.
+type end struct {
+	code int
+	oom  bool
+}
+
+// endOf asks podman how a container ended, whose process is gone.
+func endOf(ctx context.Context, p *rig.Podman, id string) (end, error) {
+	if _, err := p.ExitCode(ctx, id); err != nil { // waits for podman to know
+		return end{}, err
+	}
+	text, err := p.Inspect(ctx, id, "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}")
+	if err != nil {
+		return end{}, err
+	}
+	var e end
+	var status string
+	if _, err := fmt.Sscan(text, &status, &e.code, &e.oom); err != nil {
+		return end{}, fmt.Errorf("end of container %s: %q: %w", id, text, err)
+	}
+	if status != "exited" && status != "stopped" {
+		return end{}, fmt.Errorf("container %s is still %q after its end", id, text)
+	}
+	return e, nil
+}
+
+// text describes an end; kills are the processes that the memory limit has killed.
+func (e end) text(kills int64) string {
+	s := fmt.Sprintf("exit code %d", e.code)
+	if e.code > 128 {
+		s += fmt.Sprintf(" (signal %d)", e.code-128)
+	}
+	if e.oom || kills > 0 {
+		s += ", out of memory"
+	}
+	return s
 }
 
 // letGo lets the process of a container that is ready begin, and measures it to
@@ -93,19 +133,42 @@ func (b *bench) letGo(ctx context.Context, p *rig.Podman, id string) (result, er
 	b.settle()
 	mark := b.registry.mark()
 	watch := watchRun(func() []int { return processesOf(cgroup, program) }, b.volumeUsed)
-	began := time.Now()
-	if out, err := exec.CommandContext(ctx, "runc", "start", id).CombinedOutput(); err != nil {
+	began, err := begin(ctx, p, id, pid, program)
+	if err != nil {
 		watch.end(&result{})
-		return result{}, fmt.Errorf("runc start: %w: %s", err, out)
+		return result{}, err
 	}
-	peak, err := wait(ctx, fd, func() int64 { return cgroupPeak(cgroup) })
-	res := result{wall: time.Since(began), cgroup: peak}
+	var kills int64
+	peak, err := wait(ctx, fd, func() int64 {
+		kills = max(kills, cgroupKills(cgroup))
+		return cgroupPeak(cgroup)
+	})
+	res := result{wall: time.Since(began), cgroup: peak, kills: kills}
 	watch.end(&res)
 	if err != nil {
 		return result{}, err
 	}
 	res.traffic, err = b.registry.since(mark)
 	return res, err
+}
+
+// begin lets a container's process begin and returns the time at which its
+// program did: podman takes its own time before and after. Started past podman,
+// its end would not be known to anyone.
+func begin(ctx context.Context, p *rig.Podman, id string, pid int, program os.FileInfo) (time.Time, error) {
+	started := make(chan error, 1)
+	go func() { started <- p.Go(ctx, id) }()
+	for {
+		info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil || os.SameFile(info, program) { // it runs, or has come and gone
+			return time.Now(), <-started
+		}
+		select {
+		case err := <-started:
+			return time.Now(), err
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // wait waits for a process's end; what look has returned last is the result,

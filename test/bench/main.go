@@ -69,7 +69,7 @@ type bench struct {
 	rig      *rig.Rig
 	registry *registry
 	hakoArgs []string
-	failed   int // runs of hako that did not build
+	failed   []string // how runs of hako ended that did not build
 }
 
 // A result is one run.
@@ -77,6 +77,7 @@ type result struct {
 	wall           time.Duration
 	engine, others int64 // resident set of the biggest process and of those beside it
 	cgroup         int64 // all of the container with its page cache
+	kills          int64 // processes that the memory limit killed
 	disk           int64
 	layers         int64 // bytes of the layers that the build made
 	traffic        traffic
@@ -107,8 +108,8 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	text := b.report(ctx, rows)
-	if b.failed > 0 {
-		text += fmt.Sprintf("\n%d runs of hako failed and are not counted.\n", b.failed)
+	if n := len(b.failed); n > 0 {
+		text += fmt.Sprintf("\n%d runs of hako failed and are not counted:\n\n- %s\n", n, strings.Join(b.failed, "\n- "))
 	}
 	fmt.Print(text)
 	if o.out != "" {
@@ -228,7 +229,8 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 			if err != nil {
 				// A build that fails is a finding and no reason to lose the others.
 				b.logf("%s run %d: hako FAILED: %v", w.name, i+1, err)
-				b.failed++
+				first, _, _ := strings.Cut(err.Error(), "\n")
+				b.failed = append(b.failed, fmt.Sprintf("%s run %d: %s", w.name, i+1, strings.TrimSuffix(first, ":")))
 			}
 		}
 		if b.options.engine != "hako" {

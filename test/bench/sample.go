@@ -149,6 +149,23 @@ func cgroupPeak(dir string) int64 {
 	return 0
 }
 
+// cgroupKills is how many processes of a cgroup its memory limit has killed.
+func cgroupKills(dir string) int64 {
+	for _, name := range []string{"memory.oom_control", "memory.events"} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+				n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+				return n
+			}
+		}
+	}
+	return 0
+}
+
 // processesOf lists a cgroup's processes that run the given program: hako's
 // own, not those of RUN.
 func processesOf(cgroup string, program os.FileInfo) []int {

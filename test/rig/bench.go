@@ -48,6 +48,12 @@ func (p *Podman) Inspect(ctx context.Context, id, format string) (string, error)
 	return p.do(ctx, "inspect", "--format", format, id)
 }
 
+// Go starts a container and does not wait for its end.
+func (p *Podman) Go(ctx context.Context, id string) error {
+	_, err := p.do(ctx, "start", id)
+	return err
+}
+
 // ExitCode waits for a container's end and returns its exit code.
 func (p *Podman) ExitCode(ctx context.Context, id string) (string, error) {
 	return p.do(ctx, "wait", id)
