@@ -75,7 +75,7 @@ func (*place) Release(*layer.Ref)                    {}
 func (p *place) Execute(_ context.Context, op *pb.Op, _ digest.Digest, _ string, _ []*layer.Ref) ([]*layer.Ref, error) {
 	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
 	if !ok {
-		return nil, fmt.Errorf("the frontend evaluated %v", op)
+		return nil, fmt.Errorf("the frontend evaluated %s", op.GetSource().GetIdentifier())
 	}
 	return []*layer.Ref{{FS: p.files[name]}}, nil
 }
