@@ -221,9 +221,14 @@ func randomCase(t testing.TB, r *rand.Rand, root string) source.LocalOptions {
 		}
 		return s
 	}
+	dir, err := os.OpenRoot(root) // links must not lead what is written out of it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
 	for range 5 + r.IntN(25) {
-		at := filepath.Join(root, p())
-		if os.MkdirAll(filepath.Dir(at), 0o755) != nil {
+		at := p()
+		if dir.MkdirAll(filepath.Dir(at), 0o755) != nil {
 			continue
 		}
 		switch r.IntN(6) {
@@ -232,11 +237,11 @@ func randomCase(t testing.TB, r *rand.Rand, root string) source.LocalOptions {
 			if r.IntN(3) == 0 {
 				target = "/" + p()
 			}
-			_ = os.Symlink(target, at)
+			_ = dir.Symlink(target, at)
 		case 1:
-			_ = os.Mkdir(at, 0o755)
+			_ = dir.Mkdir(at, 0o755)
 		default:
-			_ = os.WriteFile(at, nil, 0o644)
+			_ = dir.WriteFile(at, nil, 0o644)
 		}
 	}
 	pattern := func() string {
