@@ -55,7 +55,7 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	for _, l := range base.Layers {
 		l.Forget() // the root has it now; from here on its blob serves
 	}
-	l, err := in.write(ctx, res.Changes, dgst, name)
+	l, err := in.writeExec(ctx, base, res.Changes, dgst, name)
 	if l != nil {
 		l.Forget() // the next command changes what it was read from
 	}
@@ -73,6 +73,23 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	in.logf(dgst, "%d files looked at in %.2fs, %d changed · layer %s%s",
 		res.Looked, res.Scan.Seconds(), res.Changed, units.HumanSize(float64(l.Descriptor().Size)), memory)
 	return execOutputs(op, inputs, appendLayer(base, l))
+}
+
+// writeExec makes a layer of what a command changed in base, and of what running
+// one there makes.
+func (in *Interpreter) writeExec(ctx context.Context, base *layer.Ref, changes changeSeq, dgst digest.Digest, name string) (*layer.Layer, error) {
+	var fsys tree.FS
+	if len(base.Layers) > 0 {
+		var err error
+		if fsys, err = base.Tree(ctx); err != nil {
+			return nil, err
+		}
+	}
+	made, err := mountPoints(fsys, in.opt.Clock)
+	if err != nil {
+		return nil, err
+	}
+	return in.write(ctx, withChanges(changes, made), dgst, name)
 }
 
 // rootMount returns the mount that is the command's root.
