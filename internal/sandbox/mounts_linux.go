@@ -150,7 +150,8 @@ func (p *placer) mount(ctx context.Context, m *Mount, cwd string) error {
 	case Cache:
 		return p.cache(q, m)
 	case Tmpfs:
-		return p.at(q, func(dest string) error { return errors.Join(os.Mkdir(dest, 0o755), os.Chmod(dest, 0o1777)) })
+		mode := tmpfsMode(p.root, q)
+		return p.at(q, func(dest string) error { return errors.Join(os.Mkdir(dest, 0o755), unix.Chmod(dest, mode)) })
 	case Secret:
 		return p.secret(q, m)
 	case SSH:
@@ -169,6 +170,15 @@ func (p *placer) hold(path string) (string, error) {
 	}
 	p.onUndo(f.Close)
 	return below(int(f.Fd()), ""), nil
+}
+
+// tmpfsMode is the mode of a tmpfs at path: that of the directory it hides, as
+// runc has it, else the kernel's default.
+func tmpfsMode(root tree.FS, path string) uint32 {
+	if e, err := root.Lstat(path); err == nil && e.Mode.IsDir() {
+		return uint32(e.Mode.Perm())
+	}
+	return 0o1777
 }
 
 // at clears path, calls make for it, and undoes both in the end. make's result

@@ -294,10 +294,11 @@ func (r *runner) lookPath(args, env []string, cwd string) (string, error) {
 	}
 	name := args[0]
 	if strings.Contains(name, "/") {
+		abs := name
 		if !strings.HasPrefix(name, "/") {
-			name = path.Join(cwd, name)
+			abs = path.Join(cwd, name)
 		}
-		return name, r.executable(args[0], name)
+		return name, r.executable(name, abs) // as given: a script is told of it
 	}
 	dirs, _ := getenv(env, "PATH")
 	for _, d := range strings.Split(dirs, ":") {
