@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client/llb"
@@ -114,6 +116,10 @@ func (b *bridge) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		resolve = func(p ocispecs.Platform) (digest.Digest, []byte, error) {
 			return b.opt.Images.ResolveLayout(ctx, store, ref, p)
 		}
+	case "http", "https":
+		return b.httpMetadata(ctx, op)
+	case "local":
+		return &sourceresolver.MetaResponse{Op: op}, nil // a directory says nothing of itself
 	default:
 		return nil, fmt.Errorf("resolve %s: metadata of %s sources is not supported; SOURCE_DATE_EPOCH has to be a number", op.GetIdentifier(), scheme)
 	}
@@ -149,6 +155,34 @@ func (b *bridge) resolveGit(ctx context.Context, op *pb.SourceOp, name string) (
 		return nil, err
 	}
 	return &sourceresolver.MetaResponse{Op: op, Git: g}, nil
+}
+
+// httpMetadata fetches a URL and says when it was last modified, if its server
+// told: the file's time is then not the beginning of time.
+func (b *bridge) httpMetadata(ctx context.Context, op *pb.SourceOp) (*sourceresolver.MetaResponse, error) {
+	def, err := llb.NewState(llb.NewSource(op.GetIdentifier(), maps.Clone(op.GetAttrs()), llb.Constraints{}).Output()).Marshal(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", op.GetIdentifier(), err)
+	}
+	res, err := b.Solve(ctx, client.SolveRequest{Definition: def.ToPB()})
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", op.GetIdentifier(), err)
+	}
+	ref, err := res.SingleRef()
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", op.GetIdentifier(), err)
+	}
+	files, err := ref.ReadDir(ctx, client.ReadDirRequest{Path: "/"})
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", op.GetIdentifier(), err)
+	}
+	md := &sourceresolver.MetaResponse{Op: op, HTTP: &sourceresolver.ResolveHTTPResponse{}}
+	for _, f := range files {
+		if t := time.Unix(0, f.GetModTime()).UTC(); t.Unix() != 0 {
+			md.HTTP.LastModified = &t
+		}
+	}
+	return md, nil
 }
 
 // Inputs implements [client.Client]. There are none: the capability for them

@@ -100,7 +100,7 @@ func checkCaps(def *pb.Definition) error {
 		}
 		wanted := def.GetMetadata()[dgst].GetCaps()
 		for _, c := range append(slices.Sorted(maps.Keys(wanted)), execCaps(&op, def.GetMetadata()[dgst])...) {
-			if ok[c] {
+			if ok[c] || c == string(pb.CapExecMetaCDI) && !needsDevice(&op) {
 				continue
 			}
 			err := fmt.Errorf("the build needs %q, which is not supported", c)
@@ -113,6 +113,13 @@ func checkCaps(def *pb.Definition) error {
 	return nil
 }
 
+// needsDevice says whether a command cannot do without a device: no place that
+// hako runs in has any, so one that is not required is simply absent, as it is to
+// BuildKit where none is registered.
+func needsDevice(op *pb.Op) bool {
+	return slices.ContainsFunc(op.GetExec().GetCdiDevices(), func(d *pb.CDIDevice) bool { return !d.GetOptional() })
+}
+
 // execCaps returns the refused capabilities that a command uses.
 func execCaps(op *pb.Op, md *pb.OpMetadata) []string {
 	var out []string
@@ -121,7 +128,7 @@ func execCaps(op *pb.Op, md *pb.OpMetadata) []string {
 		pb.CapExecMetaUlimit:         len(exec.GetMeta().GetUlimit()) > 0,
 		pb.CapExecMetaCgroupParent:   exec.GetMeta().GetCgroupParent() != "",
 		pb.CapExecMetaLinuxResources: md.GetLinuxResources() != nil,
-		pb.CapExecMetaCDI:            len(exec.GetCdiDevices()) > 0,
+		pb.CapExecMetaCDI:            needsDevice(op),
 		pb.CapExecMetaSecurity:       exec.GetSecurity() != pb.SecurityMode_SANDBOX,
 	} {
 		if used {
