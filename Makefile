@@ -13,10 +13,10 @@ GOFILES  = $(shell git ls-files --cached --others --exclude-standard '*.go')
 comma   := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cover lint fmt generate golden fuzz bench images
+.PHONY: help build demo test cover lint fmt generate golden conformance fuzz bench images
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build bin/hako for this machine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/hako ./cmd/hako
@@ -43,6 +43,10 @@ generate: ## Run code generators
 
 golden: ## Rewrite expected outputs; review the difference like code
 	$(GO) test ./cmd/hako -update
+
+SANDBOX ?= inplace
+conformance: ## Build every case with BuildKit and with hako in SANDBOX (inplace), compare, write docs/conformance.md
+	$(GO) test -count=1 -timeout 30m ./test/conformance -sandbox $(SANDBOX) -document docs/conformance.md
 
 # Go's default would spend a minute on shortening each new input.
 fuzz: ## Run each fuzz target for FUZZTIME (30s)

@@ -6,6 +6,7 @@
 package rig
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -20,6 +21,10 @@ type Built struct {
 	Layout string
 	// Log is what the builder said.
 	Log string
+	// Answer is what it printed of a Dockerfile that it was only asked about.
+	Answer string
+	// Ran says that commands were run.
+	Ran bool
 	// Err is set if the build failed.
 	Err error
 }
@@ -28,7 +33,7 @@ type Built struct {
 // builders read the same one: whoever writes to it spoils the other's result.
 func (r *Rig) Lay(c *Case) (string, error) {
 	dir := filepath.Join(r.Dir, "cases", c.Name)
-	if err := c.write(r, dir); err != nil {
+	if err := c.write(r, dir, 0); err != nil {
 		return "", fmt.Errorf("write case %s: %w", c.Name, err)
 	}
 	return dir, nil
@@ -51,14 +56,34 @@ func (r *Rig) BuildKit(ctx context.Context, c *Case, dir string) Built {
 	args := []string{
 		"--addr", r.buildkit.addr, "build", "--progress=plain", "--frontend=dockerfile.v0",
 		"--local=context=" + filepath.Join(dir, contextDir), "--local=dockerfile=" + filepath.Join(dir, dfDir),
-		"--opt=filename=" + dfName, "--output=" + output,
+		"--opt=filename=" + dfName,
+	}
+	if call := c.Call(); call != "" {
+		args = append(args, "--opt=requestid="+requests()[call])
+	} else {
+		args = append(args, "--output="+output)
 	}
 	args = append(args, r.buildctlOptions(c, dir)...)
 	cmd := exec.CommandContext(ctx, r.buildkit.ctl, args...)
 	// buildctl would take an epoch of the environment for a build's option.
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=")
-	log, err := cmd.CombinedOutput()
-	return Built{Layout: out, Log: string(log), Err: err}
+	return built(cmd, out)
+}
+
+// requests are the frontend's names of what can be asked of a Dockerfile.
+func requests() map[string]string {
+	return map[string]string{"check": "frontend.lint", "outline": "frontend.outline", "targets": "frontend.targets"}
+}
+
+// built runs a builder whose result goes to layout.
+func built(cmd *exec.Cmd, layout string) Built {
+	var stdout, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &log
+	err := cmd.Run()
+	return Built{
+		Layout: layout, Answer: stdout.String(), Log: stdout.String() + log.String(), Err: err,
+		Ran: strings.Contains(strings.ToUpper(log.String()), "] RUN"),
+	}
 }
 
 func (r *Rig) buildctlOptions(c *Case, dir string) []string {
@@ -77,6 +102,9 @@ func (r *Rig) buildctlOptions(c *Case, dir string) []string {
 		for _, v := range c.Options[k] {
 			opt(k, v)
 		}
+	}
+	for _, v := range c.Options["allow"] {
+		args = append(args, "--allow="+v)
 	}
 	for _, v := range c.Options["network"] {
 		opt("force-network-mode", v)
@@ -100,90 +128,6 @@ func (r *Rig) buildctlOptions(c *Case, dir string) []string {
 		args = append(args, "--ssh="+v+"="+r.socket.path())
 	}
 	return args
-}
-
-// HakoArgs are the arguments of `hako` for a case laid out in dir whose result
-// goes to out.
-func (r *Rig) HakoArgs(c *Case, dir, out, agent string) []string {
-	dfDir, dfName := c.dockerfile()
-	args := []string{
-		"build", "--progress=plain", "--no-push", "--oci-layout-path=" + out, "--insecure-registry=" + r.Registry,
-	}
-	add := func(flag, v string) { args = append(args, "--"+flag+"="+v) }
-	if len(c.Options["dockerfile"]) > 0 {
-		add("file", filepath.Join(dir, dfDir, dfName))
-	}
-	if e := c.Epoch(); e != "" {
-		add("build-arg", "SOURCE_DATE_EPOCH="+e)
-	}
-	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "shm-size", "ulimit", "network", "add-host", "no-cache", "rewrite-timestamp"} {
-		for _, v := range c.Options[flag] {
-			if flag == "add-host" {
-				v = strings.Replace(v, "=", ":", 1)
-			}
-			add(flag, r.Address(v))
-		}
-	}
-	names, values := c.contexts(r)
-	for _, name := range names {
-		value := values[name]
-		if d, ok := strings.CutPrefix(value, "@"); ok {
-			value = filepath.Join(dir, d)
-		}
-		add("build-context", name+"="+value)
-	}
-	for _, v := range c.Options["secret"] {
-		add("secret", strings.ReplaceAll(v, "=@", "="+dir+"/"))
-	}
-	for _, v := range c.Options["ssh"] {
-		add("ssh", v+"="+agent)
-	}
-	return append(args, filepath.Join(dir, contextDir))
-}
-
-// Hako builds the case laid out in dir with hako: on this machine if nothing
-// is run, else in a container with an ordinary pod's rights, since a build in
-// place takes the root of wherever it is.
-func (r *Rig) Hako(ctx context.Context, c *Case, dir string) Built {
-	out := filepath.Join(r.Dir, "out", c.Name, "hako")
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return Built{Err: err}
-	}
-	if c.HasRun() {
-		return r.hakoInPod(ctx, c, dir, out)
-	}
-	args := append(r.HakoArgs(c, dir, out, r.socket.path()), "--work-dir="+filepath.Join(r.Dir, "work", c.Name))
-	log, err := exec.CommandContext(ctx, r.HakoBin, args...).CombinedOutput()
-	return Built{Layout: out, Log: string(log), Err: err}
-}
-
-// hakoInPod mounts the case read-only, the result's directory, and the agent's
-// socket at places that no case's image uses.
-func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out string) Built {
-	p, err := r.Podman(ctx)
-	if err != nil {
-		return Built{Err: err}
-	}
-	image, err := p.Scratch(ctx, "/kaniko/executor", "/kaniko/hako")
-	if err != nil {
-		return Built{Err: err}
-	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return Built{Err: err}
-	}
-	res, err := p.Run(ctx, PodSpec{
-		Image:   image,
-		Command: append([]string{"/kaniko/hako"}, r.HakoArgs(c, "/.rig/case", "/.rig/out", "/.rig/agent.sock")...),
-		Mounts: []Mount{
-			{Source: dir, Target: "/.rig/case", ReadOnly: true},
-			{Source: out, Target: "/.rig/out"},
-			{Source: r.socket.path(), Target: "/.rig/agent.sock"},
-		},
-	})
-	if err == nil && res.Exit != 0 {
-		err = fmt.Errorf("exit status %d", res.Exit)
-	}
-	return Built{Layout: out, Log: res.Stdout + res.Stderr, Err: err}
 }
 
 func cutKey(s string) string   { k, _, _ := strings.Cut(s, "="); return k }

@@ -32,12 +32,13 @@ type buildkitd struct {
 }
 
 const buildkitdConfig = `root = %q
+insecure-entitlements = ["network.host"]
 [log]
   level = "warn"
 [grpc]
   address = [%q]
 [cdi]
-  disabled = true
+  specDirs = [%q]
 [worker.containerd]
   enabled = false
 [worker.oci]
@@ -68,7 +69,7 @@ func (r *Rig) startBuildkitd(ctx context.Context, dir string, registries ...stri
 		exited: make(chan struct{}),
 	}
 	config := filepath.Join(dir, "buildkitd.toml")
-	text := fmt.Sprintf(buildkitdConfig, b.root, b.addr)
+	text := fmt.Sprintf(buildkitdConfig, b.root, b.addr, filepath.Join(dir, "no-devices"))
 	for _, host := range append([]string{r.Registry}, registries...) {
 		text += fmt.Sprintf(buildkitdRegistry, host)
 	}
@@ -121,6 +122,12 @@ func (b *buildkitd) ready(ctx context.Context) error {
 
 // stop ends the daemon and unmounts whatever it left behind.
 func (b *buildkitd) stop() error {
+	select {
+	case <-b.exited:
+		log, _ := os.ReadFile(b.log)
+		return errors.Join(fmt.Errorf("buildkitd ended by itself:\n%s", log), unmountBelow(b.root))
+	default:
+	}
 	_ = b.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-b.exited:

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/txtar"
@@ -30,10 +31,32 @@ type Case struct {
 	// Error, if set, says that both builds must fail and that hako's message
 	// matches it.
 	Error *regexp.Regexp
+	// Differences are the entries of docs/differences.md that the case shows.
+	Differences []Listed
+	// Except are files whose difference counts for nothing.
+	Except []Exception
+	// OneID says that the case needs no id but one, and so must do without
+	// subordinate ones.
+	OneID bool
 	// Options are the build's options, by name, each with its values in order.
 	Options map[string][]string
 
 	archive *txtar.Archive
+}
+
+// A Listed difference is one that docs/differences.md tells of: hako must
+// refuse the case with the words, or, without words, make another image.
+type Listed struct {
+	Sandbox Sandbox
+	Entry   int // of docs/differences.md
+	Words   *regexp.Regexp
+}
+
+// An Exception is a set of paths of which it is known why no two builds of a
+// case agree on them, whoever makes them.
+type Exception struct {
+	Path *regexp.Regexp
+	Why  string
 }
 
 var (
@@ -89,13 +112,78 @@ func (c *Case) option(name, value string) (err error) {
 		c.Rows = append(c.Rows, strings.Fields(value)...)
 	case "error":
 		c.Error, err = regexp.Compile(value)
+	case "difference":
+		return c.difference(value)
+	case "except":
+		return c.except(value)
+	case "ids":
+		if c.OneID = value == "one"; !c.OneID {
+			return fmt.Errorf("ids: %q: there is one", value)
+		}
 	case "build-arg", "target", "platform", "label", "annotation", "context", "secret", "ssh", "epoch", "dockerfile",
-		"add-host", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp":
+		"add-host", "call", "allow", "shm-size", "ulimit", "no-cache", "network", "rewrite-timestamp":
 		c.Options[name] = append(c.Options[name], value)
 	default:
 		return fmt.Errorf("unknown option %q", name)
 	}
 	return err
+}
+
+// difference reads "SANDBOX ENTRY [REGEXP]".
+func (c *Case) difference(value string) (err error) {
+	words := strings.SplitN(value, " ", 3)
+	if len(words) < 2 || !slices.Contains(Sandboxes(), Sandbox(words[0])) {
+		return fmt.Errorf("difference %q: want SANDBOX ENTRY [REGEXP]", value)
+	}
+	d := Listed{Sandbox: Sandbox(words[0])}
+	if d.Entry, err = strconv.Atoi(words[1]); err != nil {
+		return fmt.Errorf("difference %q: %w", value, err)
+	}
+	if len(words) == 3 {
+		if d.Words, err = regexp.Compile(words[2]); err != nil {
+			return fmt.Errorf("difference %q: %w", value, err)
+		}
+	}
+	c.Differences = append(c.Differences, d)
+	return nil
+}
+
+// except reads "REGEXP | WHY"; the expression has to match a whole path.
+func (c *Case) except(value string) error {
+	path, why, ok := strings.Cut(value, " | ")
+	if !ok {
+		return fmt.Errorf("except %q: want REGEXP | WHY", value)
+	}
+	re, err := regexp.Compile("^(?:" + path + ")$")
+	if err != nil {
+		return fmt.Errorf("except %q: %w", value, err)
+	}
+	c.Except = append(c.Except, Exception{Path: re, Why: why})
+	return nil
+}
+
+// Listed returns the difference that the case shows in a sandbox, if any.
+func (c *Case) Listed(s Sandbox) *Listed {
+	for i := range c.Differences {
+		if c.Differences[i].Sandbox == s {
+			return &c.Differences[i]
+		}
+	}
+	return nil
+}
+
+// Call is what is asked of the Dockerfile instead of building it; empty for a
+// build.
+func (c *Case) Call() string {
+	if v := c.Options["call"]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+// Mentions says whether a file of the case holds text.
+func (c *Case) Mentions(text string) bool {
+	return slices.ContainsFunc(c.archive.Files, func(f txtar.File) bool { return strings.Contains(string(f.Data), text) })
 }
 
 // HasRun says whether the case runs commands, and so needs a place to run them.
@@ -140,7 +228,7 @@ func (c *Case) contexts(r *Rig) (names []string, values map[string]string) {
 	values = map[string]string{}
 	for _, v := range c.Options["context"] {
 		name, value, _ := strings.Cut(v, "=")
-		values[name] = r.Address(value)
+		values[r.Address(name)] = r.Address(value)
 	}
 	return slices.Sorted(maps.Keys(values)), values
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +37,8 @@ func (d Difference) String() string {
 // BuildKit's must lie in the run, and hako's too, or be the epoch, which hako
 // gives to what it creates, or, for a directory that got a child, be older,
 // since hako leaves an existing directory its time.
-func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Time, epoch string) ([]Difference, error) {
+// Files of except are let pass whatever differs.
+func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Time, epoch string, except ...Exception) ([]Difference, error) {
 	cmd := exec.CommandContext(ctx, r.HakoBin, "diff", "--format=json", buildkit, hako)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -53,7 +55,8 @@ func (r *Rig) Compare(ctx context.Context, buildkit, hako string, since time.Tim
 	}
 	var left []Difference
 	for _, d := range all {
-		if !clockDifference(d, since, epoch) {
+		excepted := func(e Exception) bool { return d.Path != "" && e.Path.MatchString(d.Path) }
+		if !clockDifference(d, since, epoch) && !slices.ContainsFunc(except, excepted) {
 			left = append(left, d)
 		}
 	}

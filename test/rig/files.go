@@ -32,9 +32,9 @@ const directives = "@files"
 // contextTime is the mtime of a context's files, unless a directive differs.
 func contextTime() time.Time { return time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC) }
 
-// write lays the case out under root: members named @DIR/FILE under DIR, all
-// others in the context.
-func (c *Case) write(r *Rig, root string) error {
+// write lays the case out under root, for a user to own: members named
+// @DIR/FILE under DIR, all others in the context.
+func (c *Case) write(r *Rig, root string, uid int) error {
 	if err := os.MkdirAll(filepath.Join(root, contextDir), 0o755); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (c *Case) write(r *Rig, root string) error {
 		if len(words) == 0 || words[0] == "#" {
 			continue
 		}
-		if words[0] == "mtime" || words[0] == "mode" {
+		if slices.Contains([]string{"mode", "mtime", "owner"}, words[0]) {
 			late = append(late, line)
 			continue
 		}
@@ -66,22 +66,36 @@ func (c *Case) write(r *Rig, root string) error {
 			return fmt.Errorf("directive %q: %w", strings.TrimSpace(line), err)
 		}
 	}
-	return finish(root, late)
+	return finish(root, late, uid)
 }
 
-// finish sets all times, then those modes and times that directives name: a
-// time must come last, and a mode may forbid what comes before it.
-func finish(root string, late []string) error {
+// finish sets all owners and times, then those that directives name: a time
+// must come last, and a mode may forbid what comes before it.
+func finish(root string, late []string, uid int) error {
+	if err := setOwners(root, uid); err != nil {
+		return err
+	}
 	if err := setTimes(root); err != nil {
 		return err
 	}
-	slices.SortStableFunc(late, func(a, b string) int { return strings.Compare(a[:5], b[:5]) })
+	// A change of owner takes setuid away, so it comes before the mode.
+	order := func(line string) int { return slices.Index([]string{"owner", "mode ", "mtime"}, line[:5]) }
+	slices.SortStableFunc(late, func(a, b string) int { return order(a) - order(b) })
 	for _, line := range late {
 		if err := apply(root, strings.Fields(line)); err != nil {
 			return fmt.Errorf("directive %q: %w", strings.TrimSpace(line), err)
 		}
 	}
 	return nil
+}
+
+func setOwners(root string, uid int) error {
+	return filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || uid == 0 {
+			return err
+		}
+		return os.Lchown(path, uid, uid)
+	})
 }
 
 func setTimes(root string) error {

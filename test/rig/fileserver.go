@@ -14,12 +14,13 @@ import (
 
 // fileServer serves the files that ADD fetches, under /files/, and leaves all
 // else to the registry. A file under /files/dated/ has a Last-Modified time;
-// one whose name says so is an archive; /files/missing/ has nothing.
-// Below /git/ are repositories.
-func fileServer(git, registry http.Handler) http.Handler {
+// one whose name says so is an archive; /files/missing/ has nothing. Below /git/
+// are repositories, below /apt/ packages.
+func fileServer(registry, git, apt http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/git/", git)
 	mux.Handle("/", registry)
+	mux.Handle("GET /apt/", apt)
 	mux.HandleFunc("GET /files/missing/", http.NotFound)
 	mux.HandleFunc("GET /files/", func(w http.ResponseWriter, req *http.Request) {
 		data := []byte("content of " + path.Base(req.URL.Path) + "\n")

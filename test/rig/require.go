@@ -22,6 +22,7 @@ const (
 	NeedBusybox    Need = "busybox"
 	NeedMmdebstrap Need = "mmdebstrap"
 	NeedStrace     Need = "strace"
+	NeedUidmap     Need = "newuidmap"
 )
 
 // Require skips t, naming the reason, where a need is not met. With CI=true a

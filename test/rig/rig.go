@@ -73,7 +73,11 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.server = httptest.NewServer(fileServer(git, registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
+	apt, err := aptRepository()
+	if err != nil {
+		return nil, err
+	}
+	r.server = httptest.NewServer(fileServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))), git, apt))
 	r.Registry = strings.TrimPrefix(r.server.URL, "http://")
 	if err := r.pushBases(ctx); err != nil {
 		return nil, err

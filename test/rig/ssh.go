@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 )
 
@@ -25,6 +26,9 @@ func listenSSH(ctx context.Context, path string) (*sshSocket, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen for ssh agent callers: %w", err)
+	}
+	if err := os.Chmod(path, 0o777); err != nil { // for builds of other users
+		return nil, errors.Join(fmt.Errorf("open ssh agent socket: %w", err), l.Close())
 	}
 	s := &sshSocket{l: l}
 	s.done.Go(func() {

@@ -1,0 +1,211 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package rig
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// A Sandbox is where, and with which rights, hako runs a case's commands.
+type Sandbox string
+
+// The sandboxes.
+const (
+	InPlace   Sandbox = "inplace"   // in a container, with an ordinary pod's rights
+	Namespace Sandbox = "namespace" // on this machine, as root
+	Rootless  Sandbox = "rootless"  // on this machine, as a user with subordinate ids
+	SingleID  Sandbox = "single"    // on this machine, as a user without any
+)
+
+// Sandboxes lists them all.
+func Sandboxes() []Sandbox { return []Sandbox{InPlace, Namespace, Rootless, SingleID} }
+
+// About says in a few words what a sandbox is.
+func (s Sandbox) About() string {
+	return map[Sandbox]string{
+		InPlace: "in place, in an ordinary pod", Namespace: "namespaces, as root",
+		Rootless: "namespaces, as a user with subordinate ids", SingleID: "namespaces, as a user with one id",
+	}[s]
+}
+
+// Needs are what the machine has to have for a sandbox.
+func (s Sandbox) Needs() []Need {
+	switch s {
+	case InPlace:
+		return []Need{NeedPodman}
+	case Rootless:
+		return []Need{NeedUidmap}
+	}
+	return nil
+}
+
+func (s Sandbox) isUser() bool { return s == Rootless || s == SingleID }
+
+// userID is the user that cases are built as: one that the machine does not
+// know, so that nothing of the machine belongs to it.
+const userID = 70000
+
+// paths are where a build of hako finds a case and leaves its result.
+type paths struct {
+	dir, out, agent string
+}
+
+// hakoArgs are the arguments of `hako` for a case.
+func (r *Rig) hakoArgs(c *Case, at paths) []string {
+	dfDir, dfName := c.dockerfile()
+	args := []string{"build", "--progress=plain", "--insecure-registry=" + r.Registry}
+	if call := c.Call(); call != "" {
+		args = append(args, "--call="+call)
+	} else {
+		args = append(args, "--no-push", "--oci-layout-path="+at.out)
+	}
+	add := func(flag, v string) { args = append(args, "--"+flag+"="+v) }
+	if len(c.Options["dockerfile"]) > 0 {
+		add("file", filepath.Join(at.dir, dfDir, dfName))
+	}
+	if e := c.Epoch(); e != "" {
+		add("build-arg", "SOURCE_DATE_EPOCH="+e)
+	}
+	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "shm-size", "ulimit", "network", "add-host", "no-cache", "rewrite-timestamp"} {
+		for _, v := range c.Options[flag] {
+			switch flag {
+			case "add-host":
+				v = strings.Replace(v, "=", ":", 1)
+			case "no-cache":
+				v = "true"
+			}
+			add(flag, r.Address(v))
+		}
+	}
+	names, values := c.contexts(r)
+	for _, name := range names {
+		value := values[name]
+		if d, ok := strings.CutPrefix(value, "@"); ok {
+			value = filepath.Join(at.dir, d)
+		}
+		add("build-context", name+"="+value)
+	}
+	for _, v := range c.Options["secret"] {
+		add("secret", strings.ReplaceAll(v, "=@", "="+at.dir+"/"))
+	}
+	for _, v := range c.Options["ssh"] {
+		add("ssh", v+"="+at.agent)
+	}
+	return append(args, filepath.Join(at.dir, contextDir))
+}
+
+// Hako builds the case laid out in dir with hako in a sandbox. In place, that
+// is on this machine if no command is going to be run, else in a container with
+// an ordinary pod's rights, since such a build takes the root of wherever it is.
+func (r *Rig) Hako(ctx context.Context, c *Case, dir string, s Sandbox, runs bool) Built {
+	out := filepath.Join(r.Dir, "out", c.Name, string(s))
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return Built{Err: err}
+	}
+	switch {
+	case s.isUser():
+		return r.hakoAsUser(ctx, c, s)
+	case s == InPlace && runs:
+		return r.hakoInPod(ctx, c, dir, out)
+	}
+	work := filepath.Join(r.Dir, "work", c.Name+"."+string(s))
+	return built(exec.CommandContext(ctx, r.HakoBin, r.onHost(c, paths{dir, out, r.socket.path()}, work)...), out)
+}
+
+// onHost are the arguments of a build on this machine, whose files a command
+// must not reach even if one is run where BuildKit ran none.
+func (r *Rig) onHost(c *Case, at paths, work string) []string {
+	return append(r.hakoArgs(c, at), "--isolation=namespace", "--work-dir="+work)
+}
+
+// hakoInPod mounts the case read-only, the result's directory, and the agent's
+// socket at pathss that no case's image uses.
+func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out string) Built {
+	p, err := r.Podman(ctx)
+	if err != nil {
+		return Built{Err: err}
+	}
+	image, err := p.Scratch(ctx, "/kaniko/executor", "/kaniko/hako")
+	if err != nil {
+		return Built{Err: err}
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return Built{Err: err}
+	}
+	res, err := p.Run(ctx, PodSpec{
+		Image:   image,
+		Command: append([]string{"/kaniko/hako"}, r.hakoArgs(c, paths{"/.rig/case", "/.rig/out", "/.rig/agent.sock"})...),
+		Mounts: []Mount{
+			{Source: dir, Target: "/.rig/case", ReadOnly: true},
+			{Source: out, Target: "/.rig/out"},
+			{Source: r.socket.path(), Target: "/.rig/agent.sock"},
+		},
+	})
+	if err == nil && res.Exit != 0 {
+		err = fmt.Errorf("exit status %d", res.Exit)
+	}
+	return Built{Layout: out, Answer: res.Stdout, Log: res.Stdout + res.Stderr, Err: err}
+}
+
+// asUser gives up root after it has put, for itself and its children alone, a
+// user's entries where newuidmap looks for them.
+const asUser = `for f in passwd group subuid subgid; do mount --bind "$0/$f" "/etc/$f" || exit 125; done
+u=$1; shift
+exec setpriv --reuid="$u" --regid="$u" --clear-groups -- "$@"`
+
+// hakoAsUser builds with a copy of the case that belongs to the user: a person
+// builds from files of their own.
+func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox) Built {
+	home := filepath.Join(r.Dir, "user", string(s), c.Name)
+	if err := c.write(r, filepath.Join(home, "case"), userID); err != nil {
+		return Built{Err: err}
+	}
+	etc, err := userFiles(filepath.Join(home, "etc"), s == Rootless)
+	if err != nil {
+		return Built{Err: err}
+	}
+	at := paths{filepath.Join(home, "case"), filepath.Join(home, "out"), r.socket.path()}
+	for _, path := range []string{r.Dir, filepath.Dir(filepath.Dir(home)), filepath.Dir(home)} {
+		if err := os.Chmod(path, 0o711); err != nil { // the user has to pass through
+			return Built{Err: err}
+		}
+	}
+	if err := os.Chown(home, userID, userID); err != nil {
+		return Built{Err: err}
+	}
+	args := []string{"--mount", "--propagation=private", "/bin/sh", "-c", asUser, etc, fmt.Sprint(userID), r.HakoBin}
+	cmd := exec.CommandContext(ctx, "unshare", append(args, r.onHost(c, at, filepath.Join(home, "work"))...)...)
+	cmd.Dir = home
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
+	return built(cmd, at.out)
+}
+
+// userFiles writes the files below /etc that name the user and its subordinate
+// ids, if it is to have any.
+func userFiles(dir string, subordinate bool) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("write the user's entries: %w", err)
+	}
+	var ids string
+	if subordinate {
+		ids = "builder:200000:65536\n"
+	}
+	for name, text := range map[string]string{
+		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nbuilder:x:%d:%d::/nonexistent:/bin/sh\n", userID, userID),
+		"group":  fmt.Sprintf("root:x:0:\nbuilder:x:%d:\n", userID),
+		"subuid": ids, "subgid": ids,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return "", fmt.Errorf("write the user's entries: %w", err)
+		}
+	}
+	return dir, nil
+}
