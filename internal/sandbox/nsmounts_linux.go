@@ -77,7 +77,11 @@ func (p *nsPlacer) mount(ctx context.Context, dest string, m *Mount) error {
 	case Cache:
 		return p.cache(ctx, dest, m, flags)
 	case Tmpfs:
-		opt := []string{"mode=1777"}
+		at, err := tree.Resolve(p.root, dest, true)
+		if err != nil {
+			return err
+		}
+		opt := []string{fmt.Sprintf("mode=%o", tmpfsMode(p.root, at))}
 		if m.Size > 0 {
 			opt = append(opt, fmt.Sprintf("size=%d", m.Size))
 		}
