@@ -26,14 +26,16 @@ import (
 func treeMode(n uint64) tree.Mode { return tree.Mode(n) & tree.ModePerm }
 
 // exec runs a command and makes a layer of what it changed.
-func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Digest, name string, inputs []*layer.Ref) ([]*layer.Ref, error) {
+func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Digest, inputs []*layer.Ref) ([]*layer.Ref, error) {
 	root, err := rootMount(op)
 	if err != nil {
 		return nil, err
 	}
 	base := &layer.Ref{}
 	if root.Input >= 0 && inputs[root.Input] != nil {
-		base = inputs[root.Input]
+		if base, err = in.asLayers(ctx, inputs[root.Input], dgst); err != nil {
+			return nil, err
+		}
 	}
 	p, err := in.process(ctx, op, inputs)
 	if err != nil {
@@ -55,7 +57,9 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	for _, l := range base.Layers {
 		l.Forget() // the root has it now; from here on its blob serves
 	}
-	l, err := in.writeExec(ctx, base, res.Changes, dgst, name)
+	// What BuildKit calls such a layer, where history has no entry of its own for it.
+	about := "mount / from exec " + strings.Join(p.Args, " ")
+	l, err := in.writeExec(ctx, base, res.Changes, dgst, about)
 	if l != nil {
 		l.Forget() // the next command changes what it was read from
 	}

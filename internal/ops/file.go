@@ -302,8 +302,8 @@ func (in *Interpreter) file(ctx context.Context, op *pb.FileOp, dgst digest.Dige
 		if o.Base >= 0 {
 			base = inputs[o.Base]
 		}
-		if base != nil && base.FS != nil {
-			return nil, errors.New("a file operation on a build context")
+		if base, err = in.asLayers(ctx, base, dgst); err != nil {
+			return nil, err
 		}
 		l, err := in.write(ctx, o.Overlay.Changes(), dgst, name)
 		if err != nil {

@@ -149,7 +149,7 @@ func (in *Interpreter) Execute(ctx context.Context, op *pb.Op, dgst digest.Diges
 	case *pb.Op_Merge:
 		return in.merge(o.Merge, inputs)
 	case *pb.Op_Exec:
-		return in.exec(ctx, o.Exec, dgst, name, inputs)
+		return in.exec(ctx, o.Exec, dgst, inputs)
 	}
 	return nil, fmt.Errorf("operation %T is not supported", op.Op)
 }
