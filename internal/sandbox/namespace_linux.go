@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,9 +36,9 @@ type NamespaceOptions struct {
 type Namespace struct {
 	opt    NamespaceOptions
 	trial  *Trial
+	claim  *claim
 	dir    string // of this build
 	stage  string
-	lock   *os.File
 	roots  *roots
 	filter []unix.SockFilter
 	memory *memory
@@ -60,11 +61,12 @@ func NewNamespace(ctx context.Context, t *Trial, opt NamespaceOptions) (*Namespa
 		return nil, err
 	}
 	sweep(base)
-	dir, lock, err := claimDir(base)
+	c, err := claimDir(base)
 	if err != nil {
 		return nil, err
 	}
-	s := &Namespace{opt: opt, trial: t, dir: dir, lock: lock, stage: filepath.Join(dir, "stage"), binds: make(map[bindKey]*bindSource), memory: openMemory()}
+	dir := c.dir
+	s := &Namespace{opt: opt, trial: t, claim: c, dir: dir, stage: filepath.Join(dir, "stage"), binds: make(map[bindKey]*bindSource), memory: openMemory()}
 	for _, d := range []string{s.stage, filepath.Join(dir, "roots"), filepath.Join(dir, "mounts"), s.caches()} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return nil, errors.Join(fmt.Errorf("make the work directory: %w", err), s.Close())
@@ -80,43 +82,64 @@ func NewNamespace(ctx context.Context, t *Trial, opt NamespaceOptions) (*Namespa
 
 func (s *Namespace) caches() string { return filepath.Join(s.opt.WorkDir, "work", "caches") }
 
-// claimDir makes a directory for one build, and locks it for as long as that lives.
-func claimDir(base string) (string, *os.File, error) {
-	dir, err := os.MkdirTemp(base, "b")
-	if err != nil {
-		return "", nil, fmt.Errorf("make the work directory: %w", err)
+// A claim is a directory that belongs to one process for as long as that lives. It
+// never exists without a lock of the same name beside it.
+type claim struct {
+	dir  string
+	lock *os.File
+}
+
+const lockSuffix = ".lock"
+
+// claimDir makes a directory for one build.
+func claimDir(base string) (*claim, error) {
+	for {
+		f, err := os.CreateTemp(base, "b*"+lockSuffix)
+		if err != nil {
+			return nil, fmt.Errorf("make the work directory: %w", err)
+		}
+		c := &claim{dir: strings.TrimSuffix(f.Name(), lockSuffix), lock: f}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			// A sweep may have been faster: then the name is gone.
+			var mine, there unix.Stat_t
+			if unix.Fstat(int(f.Fd()), &mine) == nil && unix.Stat(f.Name(), &there) == nil && mine.Ino == there.Ino {
+				// Users that commands run as go through it.
+				if err = os.Mkdir(c.dir, 0o711); err == nil {
+					err = os.Chmod(c.dir, 0o711)
+				}
+				if err != nil {
+					return nil, errors.Join(fmt.Errorf("make the work directory: %w", err), c.release())
+				}
+				return c, nil
+			}
+		}
+		if cerr := f.Close(); cerr != nil || err != nil && err != unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("lock the work directory: %w", errors.Join(err, cerr))
+		}
 	}
-	// Users that commands run as go through it.
-	if err := os.Chmod(dir, 0o711); err != nil {
-		return "", nil, fmt.Errorf("make the work directory: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return "", nil, fmt.Errorf("lock the work directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return "", nil, errors.Join(fmt.Errorf("lock the work directory: %w", err), f.Close())
-	}
-	return dir, f, nil
+}
+
+// release removes the directory.
+func (c *claim) release() error {
+	return errors.Join(layer.RemoveAll(c.dir), os.Remove(c.lock.Name()), c.lock.Close())
 }
 
 // sweep removes what killed builds have left: directories that nobody holds the
 // lock of.
 func sweep(base string) {
-	dirs, _ := filepath.Glob(filepath.Join(base, "b*"))
-	for _, d := range dirs {
-		f, err := os.OpenFile(filepath.Join(d, "lock"), os.O_RDWR|unix.O_CLOEXEC, 0)
+	locks, _ := filepath.Glob(filepath.Join(base, "b*"+lockSuffix))
+	for _, l := range locks {
+		f, err := os.OpenFile(l, os.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			// Being made, or half removed. A minute is long for either.
-			if fi, serr := os.Stat(d); serr == nil && time.Since(fi.ModTime()) > time.Minute {
-				_ = layer.RemoveAll(d)
-			}
+			continue // another sweep has it
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			_ = f.Close()
 			continue
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = layer.RemoveAll(d)
-		}
-		f.Close()
+		c := &claim{dir: strings.TrimSuffix(l, lockSuffix), lock: f}
+		_ = c.release()
 	}
 }
 
@@ -134,7 +157,7 @@ func (s *Namespace) Close() error {
 		errs = append(errs, s.roots.close())
 	}
 	s.memory.close()
-	errs = append(errs, layer.RemoveAll(s.dir), s.lock.Close())
+	errs = append(errs, s.claim.release())
 	return errors.Join(errs...)
 }
 

@@ -360,23 +360,28 @@ func TestNamespaceEnds(t *testing.T) {
 func TestSweepKeepsTheLiving(t *testing.T) {
 	t.Parallel()
 	base := t.TempDir()
-	alive, lock, err := claimDir(base)
+	alive, err := claimDir(base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Close()
-	dead, l2, err := claimDir(base)
+	dead, err := claimDir(base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l2.Close(); err != nil {
+	if err := dead.lock.Close(); err != nil {
 		t.Fatal(err)
 	}
 	sweep(base)
-	if _, err := os.Stat(alive); err != nil {
+	if _, err := os.Stat(alive.dir); err != nil {
 		t.Error(err)
 	}
-	if err := unix.Access(dead, unix.F_OK); err != unix.ENOENT {
-		t.Errorf("%s: %v", dead, err)
+	if err := unix.Access(dead.dir, unix.F_OK); err != unix.ENOENT {
+		t.Errorf("%s: %v", dead.dir, err)
+	}
+	if err := alive.release(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(base); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
 	}
 }

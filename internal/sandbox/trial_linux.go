@@ -15,8 +15,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"hako/internal/layer"
 )
 
 // A Trial is what trying the namespace sandbox has shown.
@@ -48,16 +46,15 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 	if err := os.MkdirAll(base, 0o711); err != nil {
 		return nil, fmt.Errorf("make the work directory: %w", err)
 	}
-	dir, lock, err := claimDir(base)
+	c, err := claimDir(base)
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
-	defer func() { _ = layer.RemoveAll(dir) }()
-	err = t.try(ctx, dir)
+	defer func() { _ = c.release() }()
+	err = t.try(ctx, c.dir)
 	if err != nil && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "/proc:") {
 		t.BoundProc = true
-		err = t.try(ctx, dir)
+		err = t.try(ctx, c.dir)
 	}
 	if err != nil {
 		return nil, err
