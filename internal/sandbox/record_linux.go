@@ -6,9 +6,9 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"os"
 	"runtime"
-	"sort"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +25,8 @@ type record struct {
 	names int
 	// latest is the newest ctime seen, in nanoseconds.
 	latest int64
+	// backwards tells that the walk began with what comes last.
+	backwards bool
 }
 
 // A dirRecord is a directory's names in byte order.
@@ -59,34 +61,59 @@ func (n *node) same(o *node) bool {
 // takeRecord walks the tree under the open directory fd. masked has the paths
 // that are left alone.
 func takeRecord(ctx context.Context, fd int, masked map[string]bool) (*record, error) {
-	w := &walker{masked: masked}
+	return takeRecordAfter(ctx, fd, masked, &record{root: &dirRecord{}, backwards: true})
+}
+
+// takeRecordAfter is takeRecord for a tree of which there is a record already:
+// what has not changed since shares its memory. It also goes the other way
+// round than the last walk. In a small container the kernel cannot keep all
+// inodes of a large image; a walk that begins where the last one ended finds
+// those that it kept, one that begins at the same end drives out each of them
+// just before it gets there.
+func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before *record) (*record, error) {
+	w := &walker{masked: masked, holders: make(map[string]bool), backwards: !before.backwards}
+	for p := range masked {
+		w.holders[tree.Parent(p)] = true
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0), 1))
 	w.g, w.ctx = g, gctx
 	root := &dirRecord{}
-	err := w.dir(fd, ".", "", root)
+	err := w.dir(fd, ".", "", before.root, root)
 	if gerr := g.Wait(); gerr != nil {
 		err = gerr
 	}
 	if err != nil {
 		return nil, err
 	}
-	r := &record{root: root, names: int(w.names.Load()), latest: w.latest.Load()}
+	r := &record{root: root, names: int(w.names.Load()), latest: w.latest.Load(), backwards: w.backwards}
 	return r, nil
 }
 
 // A walker walks a tree with a few goroutines: a directory is given to another
 // one if one is free and walked here if none is.
 type walker struct {
-	ctx    context.Context //nolint:containedctx // lives as long as one walk
-	g      *errgroup.Group
-	masked map[string]bool
-	names  atomic.Int64
-	latest atomic.Int64
+	ctx       context.Context //nolint:containedctx // lives as long as one walk
+	g         *errgroup.Group
+	masked    map[string]bool
+	holders   map[string]bool // the directories that masked names are in
+	backwards bool
+	scratch   sync.Pool // of *dirScratch
+	names     atomic.Int64
+	latest    atomic.Int64
 }
 
-// dir fills out with the directory name in the open directory up.
-func (w *walker) dir(up int, name, path string, out *dirRecord) error {
+// order returns which of n the walker looks at as number k.
+func (w *walker) order(k, n int) int {
+	if w.backwards {
+		return n - 1 - k
+	}
+	return k
+}
+
+// dir fills out with the directory name in the open directory up. old is what
+// it was before, empty if that is not known.
+func (w *walker) dir(up int, name, path string, old, out *dirRecord) error {
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
 	}
@@ -97,56 +124,71 @@ func (w *walker) dir(up int, name, path string, out *dirRecord) error {
 	if err != nil {
 		return fmt.Errorf("look at /%s: %w", path, err)
 	}
-	f := os.NewFile(uintptr(fd), path)
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		f.Close()
-		return fmt.Errorf("look at /%s: %w", path, err)
+	if err := w.look(fd, path, old, out); err != nil {
+		_ = unix.Close(fd)
+		return err
 	}
-	sort.Strings(names)
-	out.nodes = make([]node, 0, len(names))
-	var latest int64
-	for _, n := range names {
-		nd, err := w.node(fd, n, tree.Join(path, n))
-		if err == unix.ENOENT {
-			continue // gone since: only something left running could do that
-		}
-		if err != nil {
-			f.Close()
-			return fmt.Errorf("look at /%s: %w", tree.Join(path, n), err)
-		}
-		latest = max(latest, nd.ctime)
-		out.nodes = append(out.nodes, nd)
-	}
-	w.names.Add(int64(len(out.nodes)))
-	for {
-		old := w.latest.Load()
-		if old >= latest || w.latest.CompareAndSwap(old, latest) {
-			break
-		}
-	}
-	return w.descend(f, path, out)
+	return w.descend(fd, path, old, out)
 }
 
-// descend walks the subdirectories and closes f when the last is done.
-func (w *walker) descend(f *os.File, path string, out *dirRecord) error {
+// look fills out with what is in the open directory fd, but for what is in its
+// subdirectories.
+func (w *walker) look(fd int, path string, old, out *dirRecord) error {
+	sc, _ := w.scratch.Get().(*dirScratch)
+	if sc == nil {
+		sc = &dirScratch{buf: make([]byte, 32<<10)}
+	}
+	defer w.scratch.Put(sc)
+	if err := sc.read(fd, old); err != nil {
+		return fmt.Errorf("look at /%s: %w", path, err)
+	}
+	var latest int64
+	for k := range sc.nodes {
+		n := &sc.nodes[w.order(k, len(sc.nodes))]
+		err := w.node(fd, path, n)
+		if err == unix.ENOENT {
+			*n = node{} // gone since: only something left running could do that
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at /%s: %w", tree.Join(path, n.name), err)
+		}
+		latest = max(latest, n.ctime)
+	}
+	nodes := slices.DeleteFunc(sc.nodes, func(n node) bool { return n.name == "" })
+	if slices.Equal(nodes, old.nodes) {
+		out.nodes = old.nodes // no directory among them, whose kids differ
+	} else {
+		out.nodes = slices.Clone(nodes)
+	}
+	w.names.Add(int64(len(nodes)))
+	for {
+		seen := w.latest.Load()
+		if seen >= latest || w.latest.CompareAndSwap(seen, latest) {
+			return nil
+		}
+	}
+}
+
+// descend walks the subdirectories and closes fd when the last is done.
+func (w *walker) descend(fd int, path string, old, out *dirRecord) error {
 	var open atomic.Int32
 	open.Store(1)
 	release := func() {
 		if open.Add(-1) == 0 {
-			f.Close()
+			_ = unix.Close(fd)
 		}
 	}
 	defer release()
-	for i := range out.nodes {
-		n := &out.nodes[i]
+	for k := range out.nodes {
+		n := &out.nodes[w.order(k, len(out.nodes))]
 		if n.kids == nil {
 			continue
 		}
 		open.Add(1)
 		walk := func() error {
 			defer release()
-			return w.dir(int(f.Fd()), n.name, tree.Join(path, n.name), n.kids)
+			return w.dir(fd, n.name, tree.Join(path, n.name), old.kids(n.name), n.kids)
 		}
 		if w.g.TryGo(walk) {
 			continue
@@ -158,19 +200,18 @@ func (w *walker) descend(f *os.File, path string, out *dirRecord) error {
 	return nil
 }
 
-func (w *walker) node(fd int, name, path string) (node, error) {
+// node fills in what is known of n beside its name.
+func (w *walker) node(fd int, path string, n *node) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return node{}, err
+	if err := unix.Fstatat(fd, n.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
 	}
-	n := newNode(name, &st)
-	n.masked = w.masked[path]
-	if n.isDir() {
-		if !n.masked {
-			n.kids = &dirRecord{}
-		}
+	*n = newNode(n.name, &st)
+	n.masked = w.holders[path] && w.masked[tree.Join(path, n.name)]
+	if n.isDir() && !n.masked {
+		n.kids = &dirRecord{}
 	}
-	return n, nil
+	return nil
 }
 
 func newNode(name string, st *unix.Stat_t) node {

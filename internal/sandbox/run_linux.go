@@ -84,7 +84,7 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 // findChanges compares the live root with the record and the image.
 func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS, peak int64) (*Result, error) {
 	start := time.Now()
-	after, err := takeRecord(ctx, s.lot.root, s.masked())
+	after, err := takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record)
 	if err != nil {
 		return nil, errors.Join(err, live.Close())
 	}

@@ -60,6 +60,9 @@ func (s *scan) dir(ctx context.Context, path string, old, now *dirRecord) error 
 		return context.Cause(ctx)
 	}
 	i, j := 0, 0
+	if len(old.nodes) > 0 && len(now.nodes) == len(old.nodes) && &old.nodes[0] == &now.nodes[0] && !s.hashAll {
+		return nil // the same memory: it is as it was, and has no subdirectory
+	}
 	for i < len(old.nodes) || j < len(now.nodes) {
 		switch {
 		case j == len(now.nodes) || i < len(old.nodes) && old.nodes[i].name < now.nodes[j].name:
@@ -73,8 +76,10 @@ func (s *scan) dir(ctx context.Context, path string, old, now *dirRecord) error 
 			}
 			j++
 		default:
-			if err := s.both(ctx, tree.Join(path, now.nodes[j].name), &old.nodes[i], &now.nodes[j]); err != nil {
-				return err
+			if o, n := &old.nodes[i], &now.nodes[j]; n.isDir() || s.hashAll || !o.same(n) || o.masked || n.masked {
+				if err := s.both(ctx, tree.Join(path, n.name), o, n); err != nil {
+					return err
+				}
 			}
 			i++
 			j++

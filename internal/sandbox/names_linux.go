@@ -1,0 +1,96 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A dirScratch is memory for looking at one directory, used again for the next:
+// a walk over a large image would otherwise be mostly about memory.
+type dirScratch struct {
+	buf   []byte
+	names [][]byte // in buf
+	nodes []node
+}
+
+// read reads the names in the open directory fd into nodes, in byte order. Those
+// that old has are not allocated again.
+func (s *dirScratch) read(fd int, old *dirRecord) error {
+	n, err := s.fill(fd)
+	if err != nil {
+		return err
+	}
+	s.names = appendNames(s.names[:0], s.buf[:n])
+	slices.SortFunc(s.names, bytes.Compare)
+	s.nodes = slices.Grow(s.nodes[:0], len(s.names))
+	j := 0
+	for _, name := range s.names {
+		for j < len(old.nodes) && old.nodes[j].name < string(name) {
+			j++
+		}
+		if j < len(old.nodes) && old.nodes[j].name == string(name) {
+			s.nodes = append(s.nodes, node{name: old.nodes[j].name})
+		} else {
+			s.nodes = append(s.nodes, node{name: string(name)})
+		}
+	}
+	return nil
+}
+
+// fill reads all of a directory into buf and returns how much that is.
+func (s *dirScratch) fill(fd int) (int, error) {
+	for n := 0; ; {
+		if len(s.buf)-n < 16<<10 { // far more than one name takes
+			s.buf = append(s.buf, make([]byte, len(s.buf))...)
+		}
+		k, err := unix.Getdents(fd, s.buf[n:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case k == 0:
+			return n, nil
+		default:
+			n += k
+		}
+	}
+}
+
+// The places in a struct linux_dirent64, the same on all architectures; see
+// getdents64(2).
+const (
+	direntReclen = 16
+	direntName   = 19
+)
+
+// appendNames appends the names in what getdents64 has returned, which they lie in.
+func appendNames(names [][]byte, buf []byte) [][]byte {
+	for len(buf) > direntName {
+		size := int(binary.NativeEndian.Uint16(buf[direntReclen:]))
+		if size <= direntName || size > len(buf) {
+			break // no kernel does that
+		}
+		name, _, _ := bytes.Cut(buf[direntName:size], []byte{0})
+		if string(name) != "." && string(name) != ".." {
+			names = append(names, name)
+		}
+		buf = buf[size:]
+	}
+	return names
+}
+
+// kids returns what is known of the subdirectory of that name, empty if nothing is.
+func (d *dirRecord) kids(name string) *dirRecord {
+	i, ok := slices.BinarySearchFunc(d.nodes, name, func(n node, name string) int { return strings.Compare(n.name, name) })
+	if ok && d.nodes[i].kids != nil {
+		return d.nodes[i].kids
+	}
+	return &dirRecord{}
+}
