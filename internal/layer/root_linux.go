@@ -34,7 +34,8 @@ type Root struct {
 	times map[string]time.Time
 	buf   []byte
 	// openat2 is false where the kernel or its seccomp filter lacks the call.
-	openat2 bool
+	openat2  bool
+	uid, gid uint32 // what is made here belongs to, as a rule
 	// NoDevice tells what to do with a device node that the kernel refuses
 	// to make (no CAP_MKNOD): nil makes that an error.
 	NoDevice func(p string) error
@@ -55,6 +56,7 @@ func OpenRoot(path string) (*Root, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	r := &Root{fd: fd, dirs: make(map[string]int), times: make(map[string]time.Time), buf: make([]byte, 256<<10), openat2: true}
+	r.uid, r.gid = uint32(os.Geteuid()), uint32(os.Getegid())
 	probe, err := unix.Openat2(fd, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveFlags})
 	if err != nil {
 		r.openat2 = false
@@ -126,14 +128,6 @@ func (r *Root) setTimes() error {
 	}
 	clear(r.times)
 	return nil
-}
-
-func utimes(dirfd int, name string, t time.Time) error {
-	ts, err := unix.TimeToTimespec(t)
-	if err != nil {
-		return err
-	}
-	return unix.UtimesNanoAt(dirfd, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // open resolves the directory p inside the root.
@@ -367,7 +361,13 @@ func (r *Root) make(up int, name string, e *tree.Entry, content io.Reader) error
 }
 
 func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) error {
-	fd, err := unix.Openat(up, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	// Most files are made with the mode and owner that they shall have, so that
+	// neither has to be set. What is to be another's is nobody's business before.
+	mode := uint32(e.Mode.Perm()) & 0o777
+	if e.UID != r.uid || e.GID != r.gid {
+		mode &= 0o700
+	}
+	fd, err := unix.Openat(up, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return err
 	}
@@ -378,13 +378,13 @@ func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) er
 	if err == nil {
 		err = fdAttributes(fd, e)
 	}
+	if err == nil {
+		err = futimes(fd, e.ModTime)
+	}
 	if cerr := unix.Close(fd); err == nil {
 		err = cerr
 	}
-	if err != nil {
-		return err
-	}
-	return utimes(up, name, e.ModTime)
+	return err
 }
 
 func (r *Root) copy(fd int, content io.Reader) (int64, error) {
@@ -410,67 +410,6 @@ func (r *Root) copy(fd int, content io.Reader) (int64, error) {
 			return total, err
 		}
 	}
-}
-
-// fdAttributes sets owner, mode and xattrs of an open file, in the order
-// that loses none: chown clears setuid bits and capabilities.
-func fdAttributes(fd int, e *tree.Entry) error {
-	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
-		return fmt.Errorf("chown %d:%d: %w", e.UID, e.GID, err)
-	}
-	if err := unix.Fchmod(fd, uint32(e.Mode.Perm())); err != nil {
-		return fmt.Errorf("chmod: %w", err)
-	}
-	for _, k := range sortedKeys(e.Xattrs) {
-		if err := unix.Fsetxattr(fd, k, []byte(e.Xattrs[k]), 0); err != nil && !lossyXattr(k, err) {
-			return fmt.Errorf("set attribute %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
-// attributes does the same for an entry that is not a regular file.
-func (r *Root) attributes(up int, name string, e *tree.Entry) error {
-	if err := unix.Fchownat(up, name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("chown %d:%d: %w", e.UID, e.GID, err)
-	}
-	if e.Mode.IsSymlink() {
-		return utimes(up, name, e.ModTime)
-	}
-	// The name was made, or found to be a directory, by us in a tree that is
-	// ours alone: chmod may follow it.
-	if err := unix.Fchmodat(up, name, uint32(e.Mode.Perm()), 0); err != nil {
-		return fmt.Errorf("chmod: %w", err)
-	}
-	if e.Mode.IsDir() {
-		r.times[e.Path] = e.ModTime
-		return r.dirXattrs(up, name, e)
-	}
-	return utimes(up, name, e.ModTime)
-}
-
-func (r *Root) dirXattrs(up int, name string, e *tree.Entry) error {
-	if len(e.Xattrs) == 0 {
-		return nil
-	}
-	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	for _, k := range sortedKeys(e.Xattrs) {
-		if err := unix.Fsetxattr(fd, k, []byte(e.Xattrs[k]), 0); err != nil && !lossyXattr(k, err) {
-			return fmt.Errorf("set attribute %s: %w", k, err)
-		}
-	}
-	return nil
-}
-
-// lossyXattr tells whether an attribute may be left out where it cannot be
-// set: all but file capabilities, which are what a program needs to work, and
-// none of which reach a layer that is written here.
-func lossyXattr(name string, err error) bool {
-	return name != keptXattr && (errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM))
 }
 
 // link implements target.
