@@ -16,7 +16,6 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 
-	"github.com/klauspost/compress/flate"
 	kgzip "github.com/klauspost/compress/gzip"
 
 	"hako/internal/gz"
@@ -104,14 +103,9 @@ func TestWriterBlocks(t *testing.T) {
 	for level := 1; level <= 9; level++ {
 		packed, cps := write(t, data, gz.WriterOptions{Level: level}, len(data))
 		for i, cp := range cps {
-			var out bytes.Buffer
-			w, err := flate.NewWriter(&out, level)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.Write(data[i*gz.BlockSize : (i+1)*gz.BlockSize])
-			w.Flush()
-			if !bytes.HasPrefix(packed[cp.In:], out.Bytes()) {
+			alone, _ := write(t, data[i*gz.BlockSize:(i+1)*gz.BlockSize], gz.WriterOptions{Level: level}, gz.BlockSize)
+			// Without the header and the end, both of 10 bytes.
+			if !bytes.HasPrefix(packed[cp.In:], alone[10:len(alone)-10]) {
 				t.Errorf("level %d: block %d differs from the one of a new compressor", level, i)
 			}
 		}
@@ -132,7 +126,7 @@ func TestWriterGolden(t *testing.T) {
 		3: "f054d5567f3c5570f3e140e99e80db1ec8d16cedab6a343f551984410b1c1dee",
 		4: "59112d9aca4f16265663e829a1b0fc7445136a760ae0357bae4a968b96075a65",
 		5: "0f24d8a5206d01a9a471a8f123591ecc2cdeb4204fad15d7c1d81bcd42293eb1",
-		6: "ec7e06575bdf3d09c9849c0a4cf83621930227dcc2fe257c83ea88e8d1090f2e",
+		6: "1b2442982fbdfdbc56f41482656a87727fde846ab6bfb12b6194dc2a88db9f3c",
 		7: "69ce199bc14b0aa4fc168ae991a104f8924c90261d8c578a4d88018775ba5751",
 		8: "fdce3c3c30ce455c5fa8669e177b33840e598b10d0743478810a71e15c3181f2",
 		9: "a8fe2fb996d31c67f2b2e3924d4520c19819e58edb16f26476f0fc130339e083",
