@@ -42,6 +42,7 @@ type room struct {
 // A box is a sandbox and its end.
 type box interface {
 	ops.Sandbox
+	Verified() error
 	Close() error
 }
 
@@ -202,7 +203,7 @@ func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
 	ctx = context.WithoutCancel(ctx) // it lives until close
 	if c.kind == isolationNamespace {
 		b, err := sandbox.NewNamespace(ctx, c.trial, sandbox.NamespaceOptions{
-			WorkDir: r.work(), ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor, Logf: r.logf,
+			WorkDir: r.work(), ResolvConf: r.network.resolvConf, Clamp: r.clamp, Supervisor: r.opt.Supervisor, Logf: r.logf,
 		})
 		if r.err = err; err == nil {
 			r.box = b
@@ -230,9 +231,12 @@ func (r *room) need(paths []string) {
 func (r *room) putBack() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if b, ok := r.box.(*sandbox.InPlace); ok {
+	switch b := r.box.(type) {
+	case *sandbox.InPlace:
 		r.moved = r.moved || b.Moved()
 		return b.PutBack()
+	case *sandbox.Namespace:
+		b.Finish()
 	}
 	return nil
 }
@@ -242,10 +246,10 @@ func (r *room) putBack() error {
 func (r *room) verified() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if b, ok := r.box.(*sandbox.InPlace); ok {
-		return b.Verified()
+	if r.box == nil {
+		return nil
 	}
-	return nil
+	return r.box.Verified()
 }
 
 // close puts the container back if that was not done, and cleans up.

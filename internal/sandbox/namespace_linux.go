@@ -25,6 +25,8 @@ type NamespaceOptions struct {
 	WorkDir string
 	// ResolvConf is this machine's file.
 	ResolvConf []byte
+	// Clamp is the latest time of files in layers; nil for none.
+	Clamp *time.Time
 	// Supervisor is told what to remove; may be nil.
 	Supervisor *Supervisor
 	// Logf tells people what is going on.
@@ -42,6 +44,7 @@ type Namespace struct {
 	roots  *roots
 	filter []unix.SockFilter
 	memory *memory
+	checks checks
 
 	mu    sync.Mutex
 	binds map[bindKey]*bindSource
@@ -77,6 +80,7 @@ func NewNamespace(ctx context.Context, t *Trial, opt NamespaceOptions) (*Namespa
 	}
 	s.roots = newRoots(ctx, filepath.Join(dir, "roots"), s.stage, t.UserNamespace)
 	s.roots.oneID = t.OneID
+	s.checks.start(ctx)
 	return s, nil
 }
 
@@ -150,10 +154,24 @@ func (s *Namespace) Prefetch(ref *layer.Ref) { s.roots.prefetch(ref.Layers) }
 // unpacked for is there; nil if there is none.
 func (s *Namespace) Assembling(l *layer.Layer) <-chan struct{} { return s.roots.assembling(l) }
 
+// Finish begins to prove that the layers of the commands are what they left. No
+// command can be run after it.
+func (s *Namespace) Finish() {
+	for _, st := range s.roots.leaves() {
+		s.checks.add(func(ctx context.Context) (*record, error) { return s.roots.record(ctx, st) }, st.layers, allowances{
+			clamp: s.opt.Clamp, oneID: s.trial.OneID, noDevices: s.trial.UserNamespace,
+		})
+	}
+}
+
+// Verified waits for the proof.
+func (s *Namespace) Verified() error { return s.checks.wait() }
+
 // Close removes everything that the build's commands needed.
 func (s *Namespace) Close() error {
 	var errs []error
 	if s.roots != nil {
+		s.checks.stop()
 		errs = append(errs, s.roots.close())
 	}
 	s.memory.close()

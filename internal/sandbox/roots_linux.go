@@ -28,6 +28,7 @@ import (
 type stack struct {
 	layers []*layer.Layer
 	dirs   []string // names in roots.dir, top first
+	ran    bool     // the top one is what a command left
 	done   chan struct{}
 	err    error
 }
@@ -216,12 +217,43 @@ func (r *roots) mount(s *stack, upper string) (*detached, error) {
 // keep adds the stack that is s with one more directory and layer.
 func (r *roots) keep(s *stack, upper string, l *layer.Layer) {
 	n := &stack{
-		layers: append(slices.Clone(s.layers), l), dirs: append([]string{upper}, s.dirs...), done: make(chan struct{}),
+		layers: append(slices.Clone(s.layers), l), dirs: append([]string{upper}, s.dirs...), done: make(chan struct{}), ran: true,
 	}
 	close(n.done)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stacks = append(r.stacks, n)
+}
+
+// leaves returns the stacks that a command made and nothing continues.
+func (r *roots) leaves() []*stack {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*stack
+	for _, s := range r.stacks {
+		continued := slices.ContainsFunc(r.stacks, func(o *stack) bool {
+			return o != s && o.ran && len(o.dirs) > len(s.dirs) && slices.Equal(o.dirs[len(o.dirs)-len(s.dirs):], s.dirs)
+		})
+		if s.ran && !continued {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// record walks the root that a stack makes.
+func (r *roots) record(ctx context.Context, s *stack) (_ *record, err error) {
+	m, err := r.mount(s, r.name())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	f, err := openPath(m.path())
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return takeRecord(ctx, int(f.Fd()), nil)
 }
 
 // assembling returns the channel that closes when l is unpacked, nil if it is

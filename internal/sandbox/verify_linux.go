@@ -28,23 +28,29 @@ import (
 // are links of one file is not compared either: layers do not hold it across
 // each other, nor does a scan count it as a change (see scan.add).
 type verifier struct {
-	view tree.FS
-	// clamp is the latest time of files in layers of this build; nil for none.
-	clamp *time.Time
+	view  tree.FS
+	allow allowances
 	found []Mismatch
 	more  int
+}
+
+// Allowances are differences between a root and its layers that this place makes.
+type allowances struct {
+	// clamp is the latest time of files in layers of this build; nil for none.
+	clamp *time.Time
+	// oneID: all files belong to root. noDevices: nodes cannot be made.
+	oneID, noDevices bool
 }
 
 // maxMismatches is how many paths an error names.
 const maxMismatches = 5
 
-// verify returns a *MismatchError if the view is not what the record has. clamp
-// is the latest time that files got in the view's layers, nil for none.
+// verify returns a *MismatchError if the view is not what the record has.
 //
 // Masked names are not compared, nor what a layer cannot hold (sockets), nor
 // directories that exist only for what is masked below them.
-func verify(ctx context.Context, live *record, view tree.FS, clamp *time.Time) error {
-	v := &verifier{view: view, clamp: clamp}
+func verify(ctx context.Context, live *record, view tree.FS, allow allowances) error {
+	v := &verifier{view: view, allow: allow}
 	if err := v.dir(ctx, "", live.root); err != nil {
 		return fmt.Errorf("verify the layers: %w", err)
 	}
@@ -113,7 +119,7 @@ func (n *node) onlyMounts() bool {
 }
 
 func (v *verifier) onlyView(e *tree.Entry) {
-	if e.Mode.IsDevice() && topOf(e.Path) == "dev" {
+	if e.Mode.IsDevice() && (topOf(e.Path) == "dev" || v.allow.noDevices) {
 		return // the right to make it may be missing; see assemble
 	}
 	v.add(e.Path, "in the layers, not in the tree")
@@ -129,7 +135,7 @@ func (v *verifier) both(ctx context.Context, n *node, e *tree.Entry) error {
 		return nil
 	}
 	switch {
-	case n.uid != e.UID || n.gid != e.GID:
+	case !v.allow.oneID && (n.uid != e.UID || n.gid != e.GID):
 		v.add(e.Path, "owner %d:%d in the layers, %d:%d in the tree", e.UID, e.GID, n.uid, n.gid)
 	case !mode.IsSymlink() && mode.Perm() != e.Mode.Perm(): // of a link Linux has none
 		v.add(e.Path, "mode %04o in the layers, %04o in the tree", e.Mode.Perm(), mode.Perm())
@@ -155,7 +161,7 @@ func (v *verifier) sameTime(n *node, e *tree.Entry) bool {
 		return true // file systems that cannot hold it have the nearest they can
 	}
 	got := time.Unix(0, n.mtime)
-	return got.Unix() == want || v.clamp != nil && got.After(*v.clamp) && want == v.clamp.Unix()
+	return got.Unix() == want || v.allow.clamp != nil && got.After(*v.allow.clamp) && want == v.allow.clamp.Unix()
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -188,13 +194,17 @@ type checks struct {
 func (c *checks) start(ctx context.Context) { c.ctx, c.cancel = context.WithCancel(ctx) }
 
 // add compares, in the background, a root with the layers that stand for it.
-func (c *checks) add(live *record, layers []*layer.Layer, clamp *time.Time) {
+func (c *checks) add(live func(ctx context.Context) (*record, error), layers []*layer.Layer, allow allowances) {
 	c.g.Go(func() error {
+		rec, err := live(c.ctx)
+		if err != nil {
+			return err
+		}
 		view, err := (&layer.Ref{Layers: layers}).Tree(c.ctx)
 		if err != nil {
 			return err
 		}
-		err = verify(c.ctx, live, view, clamp)
+		err = verify(c.ctx, rec, view, allow)
 		if e, ok := errors.AsType[*MismatchError](err); ok {
 			e.After = layers[len(layers)-1].Description
 		}
@@ -219,5 +229,6 @@ func (s *InPlace) check() {
 		return
 	}
 	s.live.ran = false
-	s.checks.add(s.live.record, s.live.layers, s.opt.Clamp)
+	rec := s.live.record
+	s.checks.add(func(context.Context) (*record, error) { return rec, nil }, s.live.layers, allowances{clamp: s.opt.Clamp})
 }

@@ -133,7 +133,7 @@ func TestVerifyFindsMismatches(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			err := verify(t.Context(), recordOf(edited(c.path, c.live)), view, nil)
+			err := verify(t.Context(), recordOf(edited(c.path, c.live)), view, allowances{})
 			e, ok := errors.AsType[*MismatchError](err)
 			if !ok || len(e.Found) != 1 || e.More != 0 {
 				t.Fatalf("verify = %v (%+v), want one mismatch", err, e)
@@ -148,7 +148,7 @@ func TestVerifyFindsMismatches(t *testing.T) {
 func TestVerifyMissingFromLayers(t *testing.T) {
 	t.Parallel()
 	// A whole directory that no layer has is named once.
-	err := verify(t.Context(), recordOf(sample()), viewOf(t, edited("d/file", nil)[:4]), nil)
+	err := verify(t.Context(), recordOf(sample()), viewOf(t, edited("d/file", nil)[:4]), allowances{})
 	e, ok := errors.AsType[*MismatchError](err)
 	if !ok || len(e.Found) != 2 {
 		t.Fatalf("verify = %v, want two mismatches", err)
@@ -169,7 +169,7 @@ func TestVerifyNamesTheFirst(t *testing.T) {
 	for i := range maxMismatches + 3 {
 		live = append(live, tree.Entry{Path: fmt.Sprintf("f%d", i), Mode: tree.ModeRegular | 0o644})
 	}
-	err := verify(t.Context(), recordOf(live), viewOf(t, nil), nil)
+	err := verify(t.Context(), recordOf(live), viewOf(t, nil), allowances{})
 	e, ok := errors.AsType[*MismatchError](err)
 	if !ok || len(e.Found) != maxMismatches || e.More != 3 || !strings.Contains(e.Explain(), "and 3 more") || !strings.Contains(e.Error(), "at 8 paths") {
 		t.Errorf("verify = %v (%+v)", err, e)
@@ -216,7 +216,7 @@ func TestVerifyAllows(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			err := verify(t.Context(), recordOf(c.live, c.masked...), viewOf(t, c.view), c.clamp)
+			err := verify(t.Context(), recordOf(c.live, c.masked...), viewOf(t, c.view), allowances{clamp: c.clamp})
 			if _, wrong := errors.AsType[*MismatchError](err); wrong != c.wrong || err != nil && !wrong {
 				t.Errorf("verify = %v", err)
 			}
@@ -228,7 +228,7 @@ func TestVerifyStops(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := verify(ctx, recordOf(sample()), viewOf(t, sample()), nil); !errors.Is(err, context.Canceled) {
+	if err := verify(ctx, recordOf(sample()), viewOf(t, sample()), allowances{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("verify = %v, want it canceled", err)
 	}
 }
@@ -246,7 +246,7 @@ func BenchmarkVerify(b *testing.B) {
 	live, view := recordOf(entries), viewOf(b, entries)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := verify(b.Context(), live, view, nil); err != nil {
+		if err := verify(b.Context(), live, view, allowances{}); err != nil {
 			b.Fatal(err)
 		}
 	}
