@@ -27,7 +27,7 @@ func honoured() []apicaps.CapID {
 		pb.CapSourceGit, pb.CapSourceGitKeepDir, pb.CapSourceGitFullURL, pb.CapSourceGitHTTPAuth,
 		pb.CapSourceGitKnownSSHHosts, pb.CapSourceGitMountSSHSock, pb.CapSourceGitSubdir, pb.CapSourceGitChecksum,
 		pb.CapSourceGitSkipSubmodules, pb.CapSourceGitMTime, pb.CapSourceGitFetchByCommit,
-		pb.CapExecMetaBase, pb.CapExecMetaNetwork, pb.CapExecMetaProxy, pb.CapExecMetaSetsDefaultPath,
+		pb.CapExecMetaBase, pb.CapExecMetaUlimit, pb.CapExecMetaNetwork, pb.CapExecMetaProxy, pb.CapExecMetaSetsDefaultPath,
 		pb.CapExecMetaRemoveMountStubsRecursive,
 		pb.CapExecMountBind, pb.CapExecMountBindReadWriteNoOutput, pb.CapExecMountCache, pb.CapExecMountCacheSharing,
 		pb.CapExecMountSelector, pb.CapExecMountTmpfs, pb.CapExecMountTmpfsSize, pb.CapExecMountSecret,
@@ -49,7 +49,6 @@ func honoured() []apicaps.CapID {
 func refused() map[apicaps.CapID]string {
 	const node = "; set it where the container is defined"
 	return map[apicaps.CapID]string{
-		pb.CapExecMetaUlimit:         "resource limits of a RUN (--ulimit) cannot be set here" + node,
 		pb.CapExecMetaCgroupParent:   "a cgroup parent (--cgroup-parent) cannot be set here" + node,
 		pb.CapExecMetaLinuxResources: "memory and CPU limits of a RUN cannot be set here" + node,
 		pb.CapExecMetaCDI:            "RUN --device is not supported; remove it, or build with BuildKit",
@@ -125,7 +124,6 @@ func execCaps(op *pb.Op, md *pb.OpMetadata) []string {
 	var out []string
 	exec := op.GetExec()
 	for c, used := range map[apicaps.CapID]bool{
-		pb.CapExecMetaUlimit:         len(exec.GetMeta().GetUlimit()) > 0,
 		pb.CapExecMetaCgroupParent:   exec.GetMeta().GetCgroupParent() != "",
 		pb.CapExecMetaLinuxResources: md.GetLinuxResources() != nil,
 		pb.CapExecMetaCDI:            needsDevice(op),

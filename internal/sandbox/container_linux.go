@@ -122,6 +122,9 @@ func (r *nsRun) execute(ctx context.Context) (peak int64, err error) {
 		return 0, err
 	}
 	peak, err = r.s.start(ctx, c, r.p, r.mount.child, pl.files)
+	if e, ok := errors.AsType[*ExitError](err); ok {
+		e.OneID = r.s.trial.OneID
+	}
 	if serr := stubs.remove(); err == nil {
 		err = serr
 	}
@@ -132,7 +135,7 @@ func oneIDError(user string) error {
 	return &UnsupportedError{
 		What:   "RUN as USER " + user,
 		Why:    "only one user id is mapped here, so commands can only run as root",
-		Remedy: "give this user subordinate ids: lines in /etc/subuid and /etc/subgid, and the programs newuidmap and newgidmap (package uidmap)",
+		Remedy: moreIDs,
 	}
 }
 

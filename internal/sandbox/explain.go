@@ -28,9 +28,14 @@ func (e *ExitError) Explain() string {
 		return " why     126 is what a shell says of a file that it may not execute\n try     chmod +x, or a base of this platform"
 	case e.Code == 137:
 		return fmt.Sprintf(" why     137 is what a shell says of a command killed by signal 9, after %s; not by this container's memory limit", e.took())
+	case e.OneID:
+		return " why     if it says \"Invalid argument\" or \"Operation not permitted\" of an owner or a group: one user id is mapped here\n try     " + moreIDs
 	}
 	return ""
 }
+
+// moreIDs is how an ordinary user gets the ids that images need.
+const moreIDs = "give this user subordinate ids: lines in /etc/subuid and /etc/subgid, and the programs newuidmap and newgidmap (package uidmap)"
 
 func (e *ExitError) explainOOM() string {
 	s := fmt.Sprintf(" killed by signal 9 after %s: out of memory.", e.took())

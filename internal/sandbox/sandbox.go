@@ -138,6 +138,8 @@ type ExitError struct {
 	// PeakRSS is what the largest process of the command used, in bytes.
 	PeakRSS int64
 	Took    time.Duration
+	// OneID: the command had one user id to be.
+	OneID bool
 }
 
 func (e *ExitError) Error() string {
