@@ -55,13 +55,17 @@ func start(t *testing.T, dockerfile string) *world {
 		}
 	}
 	// Users other than root reach the context and the program.
-	for d := w.dir; len(d) > 1; d = filepath.Dir(d) {
-		open(t, d)
-	}
-	for d := r.HakoBin; len(d) > 1; d = filepath.Dir(d) {
-		open(t, d)
-	}
+	reach(t, w.dir)
+	reach(t, r.HakoBin)
 	return w
+}
+
+// reach lets everyone reach a path.
+func reach(t *testing.T, path string) {
+	t.Helper()
+	for d := path; len(d) > 1; d = filepath.Dir(d) {
+		open(t, d)
+	}
 }
 
 // open lets everyone through.
@@ -93,15 +97,8 @@ func (w *world) command(ctx context.Context, uid uint32, work string, args ...st
 
 func workDir(t *testing.T, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hako-namespace-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := t.TempDir()
+	reach(t, dir)
 	if err := os.Chown(dir, uid, uid); err != nil {
 		t.Fatal(err)
 	}
