@@ -101,7 +101,7 @@ func everywhereExcept() []string {
 
 // inPlaceExcept names what unsupported refuses.
 func inPlaceExcept() []string {
-	return append(everywhereExcept(), "RUN --network=none", "RUN --mount=type=tmpfs,size=", "--hostname", "--shm-size", "--ulimit")
+	return append([]string{"RUN --network=none", "RUN --mount=type=tmpfs,size=", "--hostname", "--shm-size", "--ulimit"}, everywhereExcept()...)
 }
 
 func reason(err error) string {

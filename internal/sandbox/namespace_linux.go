@@ -245,6 +245,11 @@ func (r *nsRun) run(ctx context.Context) (_ *Result, err error) {
 	if r.s.trial.UserNamespace {
 		sc.marks = "user.overlay."
 	}
+	done, err := sc.openLowers(r.s.roots.dir, r.stack.dirs)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	fd, err := unix.Open(filepath.Join(r.s.roots.dir, r.upper), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("look at the changes: %w", err)

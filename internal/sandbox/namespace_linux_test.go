@@ -167,6 +167,7 @@ func TestNamespaceChanges(t *testing.T) {
 		{"opened for writing", "exec 3<>f", nil},
 		{"same content", bb + "cp f /t; busybox touch -r f /t; busybox cat /t > f; busybox touch -r /t f; busybox rm /t", nil},
 		{"changed in place, same time", bb + "touch -r f /t; echo -n x > f; busybox touch -r /t f; busybox rm /t", []string{"A f"}},
+		{"touched", bb + "touch f", []string{"A f"}},
 		{"chmod", bb + "chmod 700 d/a", []string{"A d/a"}},
 		{"directory anew", bb + "rm -r d; busybox mkdir d; busybox touch d/n", []string{"D d/a", "D d/b", "A d/n"}},
 		{"directory to file", bb + "rm -r d; echo x > d", []string{"A d"}},

@@ -134,7 +134,7 @@ func (s *scan) both(ctx context.Context, path string, o, n *node) error {
 	}
 	candidate := !o.same(n) || s.hashAll && n.mode&unix.S_IFMT == unix.S_IFREG
 	if candidate {
-		differs, err := s.differs(path, n)
+		differs, err := s.differs(path, n, func() (int64, bool) { return o.mtime, true })
 		if err != nil {
 			return fmt.Errorf("compare /%s: %w", path, err)
 		}
@@ -148,8 +148,9 @@ func (s *scan) both(ctx context.Context, path string, o, n *node) error {
 	return nil
 }
 
-// differs tells whether the live entry is not the image's.
-func (s *scan) differs(path string, n *node) (bool, error) {
+// differs tells whether the live entry is not the image's. was returns the mtime
+// that the entry had in the root before, in nanoseconds, if that is known.
+func (s *scan) differs(path string, n *node, was func() (int64, bool)) (bool, error) {
 	b, err := s.base.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
@@ -174,11 +175,16 @@ func (s *scan) differs(path string, n *node) (bool, error) {
 	if b.ModTime.Unix() != l.ModTime.Unix() || b.Link != l.Link || b.Major != l.Major || b.Minor != l.Minor {
 		return true, nil
 	}
+	if b.Mode.IsRegular() && b.Size != l.Size {
+		return true, nil
+	}
+	// What was written to within the same second is a change too, for BuildKit
+	// (sameDirent): else it would depend on the clock whether it is one.
+	if t, ok := was(); ok && t != n.mtime {
+		return true, nil
+	}
 	if !b.Mode.IsRegular() {
 		return false, nil
-	}
-	if b.Size != l.Size {
-		return true, nil
 	}
 	return s.contentDiffers(path, &b)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,8 @@ type upperScan struct {
 	// command makes is root's; what it only changes keeps the owner that the
 	// image has, as nothing could have changed that here.
 	oneID bool
+	// lowers are the directories below, open, top first.
+	lowers []int
 }
 
 // runUpper looks through the upper directory, open as fd, and returns the number of
@@ -98,6 +101,48 @@ func (s *upperScan) isOpaque(fd int) bool {
 	return err == nil && n == 1 && b[0] == 'y'
 }
 
+// openLowers opens the directories that the upper one lies on.
+func (s *upperScan) openLowers(dir string, names []string) (closeAll func(), err error) {
+	closeAll = func() {
+		for _, fd := range s.lowers {
+			unix.Close(fd)
+		}
+	}
+	for _, n := range names {
+		fd, err := unix.Open(filepath.Join(dir, n), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			closeAll()
+			return nil, fmt.Errorf("look at the changes: %w", err)
+		}
+		s.lowers = append(s.lowers, fd)
+	}
+	return closeAll, nil
+}
+
+// lowerTime returns the mtime of path in the topmost directory below that has it.
+func (s *upperScan) lowerTime(path string) (int64, bool) {
+	how := &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	dir := tree.Parent(path)
+	if dir == "" {
+		dir = "."
+	}
+	for _, fd := range s.lowers {
+		up, err := unix.Openat2(fd, dir, how)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		err = unix.Fstatat(up, tree.Base(path), &st, unix.AT_SYMLINK_NOFOLLOW)
+		unix.Close(up)
+		if err == nil {
+			return unix.TimespecToNsec(st.Mtim), true
+		}
+	}
+	return 0, false
+}
+
 // isCopy tells whether the kernel has copied the file up from the image, where a
 // new one in its place would be the command's. Only files and directories can carry
 // the mark; of anything else there is nothing to change but its name.
@@ -144,7 +189,7 @@ func (s *upperScan) upperName(ctx context.Context, up int, name, path string) er
 			return err
 		}
 	}
-	differs, err := s.differs(path, &n)
+	differs, err := s.differs(path, &n, func() (int64, bool) { return s.lowerTime(path) })
 	if err != nil {
 		return fmt.Errorf("compare /%s: %w", path, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -66,6 +67,33 @@ func (b *bench) hako(ctx context.Context, p *rig.Podman, w workload, repo, state
 		return res, fmt.Errorf("hako, %s: %s:\n%s", w.name, end.text(res.kills), tail(log))
 	}
 	return res, nil
+}
+
+// hakoOnHost builds w on this machine, in namespaces, with its files below work.
+func (b *bench) hakoOnHost(ctx context.Context, w workload, repo, work string) (result, error) {
+	program, err := os.Stat(b.rig.HakoBin)
+	if err != nil {
+		return result{}, err
+	}
+	cmd := exec.CommandContext(ctx, b.rig.HakoBin, append([]string{
+		"build", "--isolation=namespace", "--work-dir=" + work, "--destination=" + b.registry.host + "/" + repo + ":hako",
+		"--insecure", "--insecure-pull", "--progress=plain", b.contextDir(w),
+	}, b.hakoArgs...)...)
+	b.settle()
+	mark := b.registry.mark()
+	watch := watchRun(func() []int { return processesRunning(program) }, b.volumeUsed)
+	began := time.Now()
+	log, err := cmd.CombinedOutput()
+	res := result{wall: time.Since(began)}
+	watch.end(&res)
+	if b.options.verbose {
+		fmt.Fprintf(os.Stderr, "%s\n", log)
+	}
+	if err != nil {
+		return result{}, fmt.Errorf("hako, %s: %w:\n%s", w.name, err, tail(log))
+	}
+	res.traffic, err = b.registry.since(mark)
+	return res, err
 }
 
 // An end is how a container's first process ended.

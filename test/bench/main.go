@@ -256,6 +256,15 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 
 // hakoRuns runs hako for each of rows. Several share what hako keeps.
 func (b *bench) hakoRuns(ctx context.Context, volume string, w workload, on base, rows []*row) (err error) {
+	if w.namespace {
+		res, err := b.once(ctx, w, on, "hako", func(ctx context.Context, w workload, repo string) (result, error) {
+			return b.hakoOnHost(ctx, w, repo, filepath.Join(volume, "work"))
+		})
+		if err == nil {
+			rows[0].hako = append(rows[0].hako, res)
+		}
+		return err
+	}
 	p, err := b.rig.PodmanIn(filepath.Join(volume, "pod"))
 	if err != nil {
 		return err

@@ -173,8 +173,24 @@ func processesOf(cgroup string, program os.FileInfo) []int {
 	if err != nil {
 		return nil
 	}
+	return running(program, strings.Fields(string(data)))
+}
+
+// processesRunning returns the processes of the machine that run a program.
+func processesRunning(program os.FileInfo) []int {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	return running(program, names)
+}
+
+// running picks, of the names of processes, those that run a program.
+func running(program os.FileInfo, names []string) []int {
 	var pids []int
-	for _, f := range strings.Fields(string(data)) {
+	for _, f := range names {
 		pid, err := strconv.Atoi(f)
 		if err != nil {
 			continue

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -23,6 +24,7 @@ type workload struct {
 	memory     string  // limit of hako's container
 	target     float64 // hako's time over the reference's, at most
 	fetch      bool    // the reference is fetching and inflating the base
+	namespace  bool    // hako runs on the host too, with the namespace sandbox
 }
 
 const limit = "256m"
@@ -52,7 +54,7 @@ func workloads(host string, s sizes) []workload {
 		fmt.Fprintf(&runs, "RUN echo %d > /file%d\n", i, i)
 	}
 	text := fmt.Sprintf("FROM %s\nRUN logtext %d > /text\n", busybox, s.logMiB)
-	return []workload{
+	list := []workload{
 		{
 			name: "W1", what: "FROM scratch, COPY one file", dockerfile: "FROM scratch\nCOPY f0/0 /\n",
 			files: 1, bytes: 1000, memory: limit, target: 1,
@@ -88,6 +90,31 @@ func workloads(host string, s sizes) []workload {
 			base: s.repo, files: 1, bytes: 1000, memory: limit, target: 1.1, fetch: true,
 		},
 	}
+	// The same on the host, and what only pays where stages run at the same time.
+	for _, w := range list {
+		if slices.Contains([]string{"W1", "W2", "W3", "W4"}, w.name) {
+			w.name, w.what, w.memory, w.namespace = w.name+"-ns", w.what+", in namespaces", "", true
+			list = append(list, w)
+		}
+	}
+	return append(list, workload{
+		name: "W5", what: "three stages (5 s of CPU, then 3 s of sleep), COPY --from each, in namespaces",
+		dockerfile: stages(busybox), base: "busybox", target: 1.05, namespace: true,
+	})
+}
+
+// stages is a Dockerfile of three independent stages. The CPU limit ends the loop,
+// so the work is the same however fast the machine is and whatever else it does.
+func stages(base string) string {
+	var s strings.Builder
+	for i := range 3 {
+		fmt.Fprintf(&s, "FROM %s AS s%d\nRUN sh -c 'ulimit -t 5; while :; do :; done'; sleep 3; echo %d > /r\n", base, i, i)
+	}
+	fmt.Fprintf(&s, "FROM %s\n", base)
+	for i := range 3 {
+		fmt.Fprintf(&s, "COPY --from=s%d /r /r%d\n", i, i)
+	}
+	return s.String()
 }
 
 // contextDir is the directory of a workload's context.
