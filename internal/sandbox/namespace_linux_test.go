@@ -202,6 +202,10 @@ func TestNamespaceChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Written to again, with the same bytes and most likely within the same second.
+	if _, changes, _, err := r.sh(one, "echo 1 > /one", nil); err != nil || !slices.Contains(changes, "A one") {
+		t.Errorf("written to again: %q %v", changes, err)
+	}
 	two := r.layer(one, map[string]string{"d/": "", "d/two": "2", "three/": "", "three/x": "x"})
 	for branch, script := range map[string]string{
 		"a": "test -e /one && test -e d/two && test -e three/x && test ! -e d/a && echo a > /a && busybox rm d/two",
@@ -229,6 +233,7 @@ func TestNamespaceConfines(t *testing.T) {
 		{"filter", "busybox grep Seccomp: /proc/self/status", "Seccomp:\t2\n", nil},
 		{"no mounting", "busybox mount -t tmpfs none /d 2>/dev/null; echo $?", "1\n", nil},
 		{"no namespaces", "busybox unshare -m true 2>/dev/null; echo $?", "1\n", nil},
+		{"what only the filter refuses", "busybox unshare -U true 2>/dev/null; echo $?", "1\n", nil},
 		{"no device but the usual", "busybox mknod /k c 1 1 && busybox head -c1 /k 2>&1 || true", "head: /k: Permission denied\n", nil},
 		{"kernel files are read-only", "echo 1 2>/dev/null > /proc/sys/vm/drop_caches || echo no", "no\n", nil},
 		{"host name", "busybox hostname", "buildkitsandbox\n", nil},

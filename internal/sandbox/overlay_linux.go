@@ -35,38 +35,36 @@ func (d *detached) close() error {
 	return errors.Join(d.own.Close(), d.child.Close())
 }
 
-// detach makes a mount with make, which attaches it at the directory at, and
+// detach makes a mount with mount, which attaches it at the directory at, and
 // takes it off again. It happens in a thread with a mount namespace of its own,
 // which ends with it: nobody else ever sees the mount. (The newer calls that do
 // without a thread take overlay options of 255 bytes only, before Linux 6.8.)
-func detach(at string, make func() error) (*detached, error) {
+func detach(at string, mount func() error) (*detached, error) {
 	type result struct {
 		d   *detached
 		err error
 	}
-	done := newResult[result]()
+	done := make(chan result, 1)
 	go func() {
 		// Not unlocked: the thread, which has left the others' file system
 		// state behind, ends with the goroutine.
 		runtime.LockOSThread()
 		var r result
-		r.d, r.err = detachHere(at, make)
+		r.d, r.err = detachHere(at, mount)
 		done <- r
 	}()
 	r := <-done
 	return r.d, r.err
 }
 
-func newResult[T any]() chan T { return make(chan T, 1) }
-
-func detachHere(at string, make func() error) (*detached, error) {
+func detachHere(at string, mount func() error) (*detached, error) {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("unshare(CLONE_NEWNS): %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := make(); err != nil {
+	if err := mount(); err != nil {
 		return nil, err
 	}
 	own, err := cloneMount(at)
