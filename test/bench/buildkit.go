@@ -36,9 +36,17 @@ func (b *bench) buildkit(ctx context.Context, volume string, w workload, repo st
 	if err := resetHighWater(pid); err != nil {
 		return result{}, fmt.Errorf("reset high-water mark: %w", err)
 	}
+	res, err := b.timed(b.buildctl(ctx, daemon, b.contextDir(w), repo), func() []int { return []int{pid} })
+	if err != nil {
+		return result{}, fmt.Errorf("buildkit, %s: %w", w.name, err)
+	}
+	return res, nil
+}
+
+// timed runs a build on this machine and measures it and the processes of pids.
+func (b *bench) timed(cmd *exec.Cmd, pids func() []int) (result, error) {
 	mark := b.registry.mark()
-	watch := watchRun(func() []int { return []int{pid} }, b.volumeUsed)
-	cmd := b.buildctl(ctx, daemon, b.contextDir(w), repo)
+	watch := watchRun(pids, b.volumeUsed)
 	began := time.Now()
 	log, err := cmd.CombinedOutput()
 	res := result{wall: time.Since(began)}
@@ -47,7 +55,7 @@ func (b *bench) buildkit(ctx context.Context, volume string, w workload, repo st
 		fmt.Fprintf(os.Stderr, "%s\n", log)
 	}
 	if err != nil {
-		return result{}, fmt.Errorf("buildkit, %s: %w:\n%s", w.name, err, tail(log))
+		return result{}, fmt.Errorf("%w:\n%s", err, tail(log))
 	}
 	res.traffic, err = b.registry.since(mark)
 	return res, err

@@ -80,20 +80,11 @@ func (b *bench) hakoOnHost(ctx context.Context, w workload, repo, work string) (
 		"--insecure", "--insecure-pull", "--progress=plain", b.contextDir(w),
 	}, b.hakoArgs...)...)
 	b.settle()
-	mark := b.registry.mark()
-	watch := watchRun(func() []int { return processesRunning(program) }, b.volumeUsed)
-	began := time.Now()
-	log, err := cmd.CombinedOutput()
-	res := result{wall: time.Since(began)}
-	watch.end(&res)
-	if b.options.verbose {
-		fmt.Fprintf(os.Stderr, "%s\n", log)
-	}
+	res, err := b.timed(cmd, func() []int { return processesRunning(program) })
 	if err != nil {
-		return result{}, fmt.Errorf("hako, %s: %w:\n%s", w.name, err, tail(log))
+		return result{}, fmt.Errorf("hako, %s: %w", w.name, err)
 	}
-	res.traffic, err = b.registry.since(mark)
-	return res, err
+	return res, nil
 }
 
 // An end is how a container's first process ended.
