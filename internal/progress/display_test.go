@@ -52,6 +52,30 @@ func TestDisplayPlain(t *testing.T) {
 	}
 }
 
+// TestDisplayLateWarning: a warning about a vertex whose end has been printed is
+// printed too.
+func TestDisplayLateWarning(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		d := newTestDisplay(t, &out, "plain")
+		load := Start(d, digest.FromString("a"), "load build definition")
+		load.Done(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if !strings.Contains(out.String(), "DONE") {
+			t.Fatalf("the vertex's end was not printed:\n%s", out.String())
+		}
+		d.Send(Warning{Vertex: digest.FromString("a"), Level: 1, Short: "FromAsCasing"})
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(out.String(), "WARN: FromAsCasing"); n != 1 {
+			t.Errorf("the warning was printed %d times:\n%s", n, out.String())
+		}
+	})
+}
+
 func TestDisplayNothingSent(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"auto", "plain", "rawjson", "quiet", "none", ""} {

@@ -175,6 +175,13 @@ func (q *queue) warn(e Warning) {
 		})
 	}
 	q.warnings = append(q.warnings, w)
+	if v := q.vertexes[e.Vertex]; v != nil && v.Completed != nil {
+		// progressui prints the warnings of a vertex when the vertex changes,
+		// and takes one for changed whose time of completion is another pointer.
+		at := *v.Completed
+		v.Completed = &at
+		q.show(v)
+	}
 }
 
 // take returns what waits, with about limit bytes of output, or nil. A vertex is
