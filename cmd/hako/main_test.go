@@ -30,10 +30,7 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			// try runs a program that may fail, which depends on the place.
-			"try": func(ts *testscript.TestScript, _ bool, args []string) { _ = ts.Exec(args[0], args[1:]...) },
-		},
+		Cmds:                commands(),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
 			srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
@@ -41,8 +38,16 @@ func TestScripts(t *testing.T) {
 			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
 			env.Setenv("HTTP_PROXY", proxy)
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
-			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test")
+			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test")
 			return nil
 		},
 	})
+}
+
+// commands are those of scripts.
+func commands() map[string]func(*testscript.TestScript, bool, []string) {
+	all := pushCommands()
+	// try runs a program that may fail, which depends on the place.
+	all["try"] = func(ts *testscript.TestScript, _ bool, args []string) { _ = ts.Exec(args[0], args[1:]...) }
+	return all
 }

@@ -19,6 +19,9 @@ type FailedError struct {
 	// were set before it failed.
 	Pushing bool
 	Pushed  []string
+	// Kept tells, a line each, where the images are that could not be pushed and
+	// how to push them.
+	Kept []string
 	// Moved is set if the container's files were moved away, Back if they are
 	// back as they were.
 	Moved, Back bool
@@ -28,6 +31,9 @@ func (e *FailedError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *FailedError) Unwrap() error { return e.Err }
+
+// KeptLines returns Kept.
+func (e *FailedError) KeptLines() []string { return e.Kept }
 
 // State tells what the build left.
 func (e *FailedError) State() string {
@@ -55,7 +61,7 @@ func (b *build) failed(err, closing error) error {
 		e.Moved = b.room.moved
 	}
 	if b.outputs != nil {
-		e.Pushing = len(b.outputs.tags()) > 0
+		e.Pushing, e.Kept = len(b.outputs.tags()) > 0, b.outputs.kept
 		for _, p := range b.outputs.pushed {
 			e.Pushed = append(e.Pushed, p.Ref)
 		}

@@ -32,6 +32,7 @@ type outputs struct {
 	sink     progress.Sink
 	products []*product
 	pushed   []Pushed
+	kept     []string      // where the images are that could not be pushed
 	shared   []name.Tag    // of the shared index
 	index    digest.Digest // of the shared index, if it was completed
 	check    *errgroup.Group
@@ -211,6 +212,7 @@ func (o *outputs) export(ctx context.Context) (*Result, error) {
 		}
 	}
 	if err := o.push(ctx, res); err != nil {
+		o.keep(ctx)
 		return nil, err
 	}
 	if err := o.complete(ctx, res); err != nil {
@@ -316,11 +318,5 @@ func (o *outputs) report(p *product) {
 			layers = append(layers, l.Digest)
 		}
 	}
-	told := make(map[string]bool)
-	for _, t := range p.tags {
-		if repo := t.Context(); !told[repo.Name()] {
-			told[repo.Name()] = true
-			p.task.Logf("%s: %s", repo.Name(), o.pusher.summary(repo, layers))
-		}
-	}
+	o.pusher.report(p.task, p.tags, layers)
 }

@@ -14,6 +14,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"hako/internal/export"
+	"hako/internal/progress"
 	"hako/internal/registry"
 )
 
@@ -48,6 +49,17 @@ func (t *tally) PushBlob(ctx context.Context, dst name.Repository, desc ocispecs
 		t.seen[key] = sent{how, desc.Size}
 	}
 	return how, nil
+}
+
+// report says for each repository of tags how much had to be sent.
+func (t *tally) report(task *progress.Task, tags []name.Tag, layers []digest.Digest) {
+	told := make(map[string]bool)
+	for _, tag := range tags {
+		if repo := tag.Context(); !told[repo.Name()] {
+			told[repo.Name()] = true
+			task.Logf("%s: %s", repo.Name(), t.summary(repo, layers))
+		}
+	}
 }
 
 // summary says how the layers of an image got to a repository.

@@ -47,6 +47,8 @@ type App struct {
 	Build Runner
 	// Index makes an index of images that exist already.
 	Index func(ctx context.Context, opt build.IndexOptions) (*build.Index, error)
+	// Push sends an image that lies in a layout or an archive.
+	Push func(ctx context.Context, opt build.PushOptions, sink progress.Sink) ([]build.Pushed, error)
 	// Diff compares two images and reports whether they are equal.
 	Diff func(ctx context.Context, opt DiffOptions) (equal bool, err error)
 	// Doctor finds out what this place allows.
@@ -101,7 +103,7 @@ func personality(args []string) (name string, rest []string) {
 	name, rest = strings.TrimSuffix(filepath.Base(args[0]), ".exe"), args[1:]
 	if name != "executor" && len(rest) > 0 && rest[0] == "executor" {
 		name, rest = "executor", rest[1:]
-	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"build", "diff", "doctor", "index", "plan", "restore", "version"}, rest[0]) {
+	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"build", "diff", "doctor", "index", "plan", "push", "restore", "version"}, rest[0]) {
 		name = "hako"
 	}
 	if rest == nil {
@@ -130,7 +132,7 @@ Called as "executor" (or "hako executor") it takes the flags of kaniko's executo
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.buildCommand(), a.planCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand())
+	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand())
 	root.AddCommand(&cobra.Command{
 		Use:                "executor",
 		Short:              "Build as kaniko's executor does, with its flags",

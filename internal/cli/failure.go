@@ -172,6 +172,12 @@ type stater interface {
 	State() string
 }
 
+// A keeper is an error that knows what was saved of the work.
+type keeper interface {
+	error
+	KeptLines() []string
+}
+
 // failureText returns all that is printed of an error. tail returns the last
 // lines that a vertex printed.
 func failureText(prefix string, err error, tail func(digest.Digest) []string) string {
@@ -190,6 +196,11 @@ func failureText(prefix string, err error, tail func(digest.Digest) []string) st
 		fmt.Fprintf(&b, " why     no stage has that name, so it was taken for an image's\n near    the stage %q\n", f.near)
 	} else if text := explanation(err); text != "" {
 		b.WriteString(strings.TrimRight(text, "\n") + "\n")
+	}
+	if k, ok := errors.AsType[keeper](err); ok {
+		for _, line := range k.KeptLines() {
+			b.WriteString(" kept    " + line + "\n")
+		}
 	}
 	if s, ok := errors.AsType[stater](err); ok && s.State() != "" {
 		b.WriteString(" state   " + s.State() + "\n")

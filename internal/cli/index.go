@@ -57,7 +57,7 @@ Standard output carries reference@digest alone, or the index with --dry-run.`,
 	f.StringArrayVar(&annotations, "annotation", nil, "`[LEVEL:]key=value` for the index, or for an entry: manifest-descriptor[os/arch] (repeatable)")
 	f.BoolVar(&opt.DryRun, "dry-run", false, "print the index and push nothing")
 	f.StringVar(&opt.DigestFile, "digest-file", "", "write the digest to `FILE`")
-	f.IntVar(&v.pushRetry, "push-retry", 0, "try a push again at least this often")
+	v.addPushFlags(f)
 	v.addRegistryFlags(f)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.Index == nil {

@@ -56,7 +56,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	v.addRunFlags(f)
 	v.addPlaceFlags(f)
 	v.addRegistryFlags(f)
-	f.IntVar(&v.pushRetry, "push-retry", 0, "try a push again at least this often")
+	v.addPushFlags(f)
 	f.BoolVar(&v.skipPushCheck, "skip-push-permission-check", false, "do not test the permission to push before building")
 	f.StringVar(&v.progress, "progress", "auto", "auto, tty, plain, rawjson, quiet or none")
 	f.BoolVarP(&v.quiet, "quiet", "q", false, "show no progress")
@@ -131,6 +131,11 @@ func (v *registryValues) addRegistryFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&v.skipTLSRegistries, "skip-tls-verify-registry", nil, "do not check the certificate of `HOST` (repeatable)")
 	f.StringArrayVar(&v.certificates, "registry-certificate", nil, "trust the certificates of a file for a registry, `HOST=FILE` (repeatable)")
 	f.IntVar(&v.pullRetry, "image-download-retry", 0, "try a pull again at least this often")
+}
+
+// addPushFlags defines the flags of what pushes.
+func (v *registryValues) addPushFlags(f *pflag.FlagSet) {
+	f.IntVar(&v.pushRetry, "push-retry", 0, "try a push again at least this often")
 }
 
 func (v *registryValues) registry() (build.Registry, error) {

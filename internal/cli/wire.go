@@ -33,6 +33,7 @@ func Main(ctx context.Context, version string, args []string, supervisor *sandbo
 			return build.Run(ctx, opt, sink)
 		},
 		Index:   build.CreateIndex,
+		Push:    build.Push,
 		Doctor:  build.Diagnose,
 		Restore: func(_ context.Context, opt build.Options) error { return build.Restore(opt) },
 	}

@@ -57,7 +57,10 @@ func (b *Bundle) PushParts(ctx context.Context, p Pusher, tags []name.Tag) error
 // PushTags sets the tags, once PushParts has sent what they stand for. It
 // returns those that were set.
 func (b *Bundle) PushTags(ctx context.Context, p Pusher, tags []name.Tag) ([]name.Tag, error) {
-	root := b.Root()
+	return pushTags(ctx, p, b.Root(), tags)
+}
+
+func pushTags(ctx context.Context, p Pusher, root image.Document, tags []name.Tag) ([]name.Tag, error) {
 	var done []name.Tag
 	for _, tag := range tags {
 		if slices.Contains(done, tag) {

@@ -88,7 +88,13 @@ func (l *Layer) Open(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &verifier{rc: rc, hash: l.desc.Digest.Algorithm().Hash(), want: l.desc.Digest, size: l.desc.Size}, nil
+	return Verify(rc, l.desc), nil
+}
+
+// Verify returns a reader of the blob that desc describes, from its start: the
+// read that would return io.EOF fails if the bytes were not desc's.
+func Verify(rc io.ReadCloser, desc ocispecs.Descriptor) io.ReadCloser {
+	return &verifier{rc: rc, hash: desc.Digest.Algorithm().Hash(), want: desc.Digest, size: desc.Size}
 }
 
 // OpenAt returns the compressed blob from offset on, unverified.

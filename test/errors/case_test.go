@@ -164,6 +164,7 @@ var rules = []rule{
 	// How far a file that changes had been read, and temporary files.
 	{regexp.MustCompile(`[0-9]+ bytes now`), "N bytes now"},
 	{regexp.MustCompile(`/run/[0-9]+/tmp/w[0-9]+`), "/run/N/tmp/wN"},
+	{regexp.MustCompile(`/work/kept/[0-9a-f]{12}\b`), "/work/kept/DIGEST"},
 	{regexp.MustCompile(`\.image\.tar\.[0-9]+`), ".image.tar.N"},
 	// Free space of the machine's own disks.
 	{regexp.MustCompile(`[0-9.]+ [kMGT]?B free`), "SPACE free"},

@@ -92,7 +92,7 @@ func (w *world) inPod(ctx context.Context, t *testing.T, p *place) said {
 	}
 	if p.one("place") == "shell" {
 		s.Image = w.shell
-		s.Command = append([]string{"/bin/sh", "-c", `"$@"; code=$?; ` + p.one("after") + "\nexit $code", "sh"}, s.Command...)
+		s.Command = append([]string{"/bin/sh", "-c", `"$@"; code=$?; ` + p.expand(p.one("after")) + "\nexit $code", "sh"}, s.Command...)
 	}
 	id, err := pod.Create(ctx, s)
 	if err != nil {
