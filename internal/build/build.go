@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"time"
 
@@ -21,7 +20,6 @@ import (
 
 	"hako/internal/frontend"
 	"hako/internal/image"
-	"hako/internal/layer"
 	"hako/internal/ops"
 	"hako/internal/progress"
 	"hako/internal/sandbox"
@@ -42,6 +40,11 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 	if opt.Call == CallPlan {
 		opt.Registry.SkipPushCheck, opt.PushEarly = true, false
 	}
+	var watch *stopwatch
+	if opt.BenchmarkFile != "" {
+		watch = newStopwatch(sink)
+		sink = watch
+	}
 	b, err := open(ctx, &opt, sink, started)
 	if err != nil {
 		return nil, err
@@ -53,6 +56,9 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 	}
 	if err != nil && opt.Call != CallPlan {
 		err = b.failed(err, cerr)
+	}
+	if err == nil && watch != nil && opt.Call != CallPlan {
+		err = watch.write(opt.BenchmarkFile, time.Since(started))
 	}
 	if res != nil {
 		b.summarize(&res.Summary, started)
@@ -119,6 +125,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	if b.outputs, err = openOutputs(ctx, opt, client, sink); err != nil {
 		return nil, err
 	}
+	b.outputs.http = b.network.client()
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
 	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
 	b.wire(ctx)
@@ -144,10 +151,7 @@ func (b *build) wire(ctx context.Context) {
 	b.interp = ops.New(ops.Options{
 		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(), Git: b.git,
 		Sandbox: b.room.start, Unsupported: b.room.unsupported, Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
-		Write: layer.WriteOptions{
-			Zstd: b.opt.Compression == "zstd", Level: max(b.opt.CompressionLevel, 0), Workers: runtime.GOMAXPROCS(0), Clamp: b.clamp(),
-			Annotations: b.layerAnnotations(),
-		},
+		Write: b.layerOptions(),
 		About: b.contexts.about, OnLayer: b.outputs.made,
 	})
 	b.solver = solver.New(ctx, b.interp, solver.Options{
@@ -220,6 +224,9 @@ func (b *build) run(ctx context.Context, files []string) (*Result, error) {
 	// is written outside.
 	b.solver.Close()
 	if err := b.room.putBack(); err != nil {
+		return nil, err
+	}
+	if err := b.reshape(ctx); err != nil {
 		return nil, err
 	}
 	return b.outputs.export(ctx)

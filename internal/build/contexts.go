@@ -126,7 +126,7 @@ func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *htt
 		c.locals[localDockerfile] = source.Bytes("Dockerfile", b)
 		name = "Dockerfile"
 	case strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://"):
-		f, err := source.FetchHTTP(ctx, client, st, name, source.HTTPOptions{Filename: "Dockerfile"})
+		f, err := source.FetchHTTP(ctx, client, st, name, source.HTTPOptions{Filename: "Dockerfile", MaxSize: maxDockerfile})
 		if err != nil {
 			return err
 		}

@@ -116,7 +116,7 @@ func (o *outputs) inFile(path string, write func(io.Writer) error) error {
 }
 
 // resultFiles writes what came of the build, after everything else is done.
-func (o *outputs) resultFiles() error {
+func (o *outputs) resultFiles(ctx context.Context) error {
 	var named, tagged []byte
 	for _, p := range o.products {
 		var tags []name.Tag
@@ -128,7 +128,12 @@ func (o *outputs) resultFiles() error {
 		named = append(named, export.NameDigestFile(tags, p.digest())...)
 		tagged = append(tagged, export.NameTagDigestFile(tags, p.digest())...)
 		if path := p.path(o.opt.DigestFile); path != "" {
-			if err := writeResult(path, export.DigestFile(p.digest())); err != nil {
+			if err := o.writeDigest(ctx, path, p.digest()); err != nil {
+				return err
+			}
+		}
+		if path := p.path(o.opt.ImageIDFile); path != "" {
+			if err := writeResult(path, []byte(p.imageID())); err != nil {
 				return err
 			}
 		}
@@ -156,7 +161,7 @@ func (o *outputs) resultFiles() error {
 			return err
 		}
 	}
-	return nil
+	return o.writeBuilderOutput()
 }
 
 // metadata returns the build's facts; those of named targets stand under their

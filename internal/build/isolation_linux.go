@@ -212,7 +212,7 @@ func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
 	}
 	b, err := sandbox.NewInPlace(ctx, sandbox.InPlaceOptions{
 		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor,
-		Needs: r.needs, OnVolume: r.contexts.moved, Clamp: r.clamp, Logf: r.logf,
+		Needs: r.needs, OnVolume: r.contexts.moved, Clamp: r.clamp, Logf: r.logf, Ignored: ignored(r.opt.IgnorePaths),
 	})
 	if r.err = err; err == nil {
 		r.box = b

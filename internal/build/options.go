@@ -41,7 +41,12 @@ type Options struct {
 	BuildArgs map[string]string
 	// Platforms to build for, in the order asked; none means the base image's,
 	// or else this machine's.
-	Platforms   []ocispecs.Platform
+	Platforms []ocispecs.Platform
+	// SingleSnapshot makes one layer of all that the build adds to the base image.
+	SingleSnapshot bool
+	// IgnorePaths are left out of new layers, with what is below; each name in
+	// one may have wildcards.
+	IgnorePaths []string
 	Labels      map[string]string
 	Annotations []Annotation
 	// Syntax overrides the Dockerfile's "# syntax=" line; "builtin" ignores it.
@@ -70,7 +75,8 @@ type Options struct {
 	OCILayoutPath string
 	Outputs       []Output
 
-	// DigestFile receives the digest, without a newline. Like the other result
+	// DigestFile receives the digest, without a newline; it may be an https URL,
+	// which the digest is PUT to. Like the other result
 	// files it is written in place and only after every push is done.
 	DigestFile string
 	// ImageNameDigestFile receives a line "repository@digest" per destination.
@@ -79,6 +85,14 @@ type Options struct {
 	ImageNameTagDigestFile string
 	// MetadataFile receives the build's facts as JSON.
 	MetadataFile string
+	// ImageIDFile receives the image ID, the digest of the config, or of the
+	// index of several platforms.
+	ImageIDFile string
+	// BuilderOutput is a directory whose file "images" receives a line of JSON
+	// per reference that was pushed, as Cloud Build reads it.
+	BuilderOutput string
+	// BenchmarkFile receives the times of all steps as JSON.
+	BenchmarkFile string
 
 	// SourceDateEpoch is the time for everything the build creates; nil when it
 	// was not set, or is symbolic (see BuildArgs), which the frontend resolves.

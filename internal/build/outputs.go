@@ -6,6 +6,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ import (
 type outputs struct {
 	opt      *Options
 	client   *registry.Client
+	http     *http.Client // for results that go to a web server
 	pusher   *tally
 	sink     progress.Sink
 	products []*product
@@ -75,7 +77,7 @@ func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sin
 		return nil, err
 	}
 	for _, p := range o.products {
-		if len(p.tags) > 0 && opt.PushEarly {
+		if len(p.tags) > 0 && opt.PushEarly && !opt.reshapes() {
 			p.early = export.NewEarly(ctx, o.pusher, p.tags)
 		}
 	}
@@ -87,6 +89,7 @@ func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sin
 func absolute(opt *Options) error {
 	paths := []*string{
 		&opt.TarPath, &opt.OCILayoutPath, &opt.DigestFile, &opt.ImageNameDigestFile, &opt.ImageNameTagDigestFile, &opt.MetadataFile,
+		&opt.ImageIDFile, &opt.BuilderOutput, &opt.BenchmarkFile,
 	}
 	for i := range opt.Outputs {
 		if opt.Outputs[i].Dest != "-" {
@@ -94,7 +97,7 @@ func absolute(opt *Options) error {
 		}
 	}
 	for _, p := range paths {
-		if *p == "" {
+		if *p == "" || isURL(*p) {
 			continue
 		}
 		abs, err := filepath.Abs(*p)
@@ -218,7 +221,7 @@ func (o *outputs) export(ctx context.Context) (*Result, error) {
 	if err := o.complete(ctx, res); err != nil {
 		return nil, err
 	}
-	return res, o.resultFiles()
+	return res, o.resultFiles(ctx)
 }
 
 // fail says which of several targets could not be exported.
@@ -243,7 +246,7 @@ func (p *product) path(pattern string) string {
 func (o *outputs) bundle(p *product, docker bool) (*export.Bundle, error) {
 	images := make([]export.Image, len(p.refs))
 	for i, r := range p.conv.Platforms {
-		images[i] = export.Image{Platform: r.Platform, Ref: p.refs[i], Config: r.Config, Base: r.BaseConfig, Epoch: r.Epoch}
+		images[i] = export.Image{Platform: r.Platform, Ref: p.refs[i], Config: r.Config, Base: r.BaseConfig, Epoch: r.Epoch, Single: o.opt.SingleSnapshot}
 		if o.opt.Reproducible && r.Epoch == nil {
 			t := time.Unix(0, 0).UTC()
 			images[i].Epoch = &t

@@ -72,7 +72,8 @@ func (a *App) executorCommand() *cobra.Command {
 		Long: `Build an image from a Dockerfile and push it, with the flags of kaniko's executor.
 
 Every flag can be given as HAKO_<FLAG> too, like HAKO_DESTINATION; a variable holds
-one value per line. KANIKO_NO_PUSH and KANIKO_DIR are read as well.`,
+one value per line. Variables of kaniko, like KANIKO_NO_PUSH and KANIKO_DIR, are
+read as well.`,
 		Example:       `  executor --context dir:///workspace --destination registry.example.com/app:1.4`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
@@ -84,8 +85,10 @@ one value per line. KANIKO_NO_PUSH and KANIKO_DIR are read as well.`,
 	setDefault(cmd, "context", "/workspace/")
 	setDefault(cmd, "file", "Dockerfile")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		extra := map[string][]string{"no-push": {"KANIKO_NO_PUSH"}, "work-dir": {"KANIKO_DIR"}}
-		if err := applyEnv(cmd.Flags(), a.Env, extra); err != nil {
+		if err := applyEnv(cmd.Flags(), a.Env, kanikoVariables()); err != nil {
+			return err
+		}
+		if err := v.setKanikoEnv(a.Env); err != nil {
 			return err
 		}
 		for _, name := range []string{"KANIKO_REGISTRY_MIRROR", "KANIKO_REGISTRY_MAP"} {
@@ -121,6 +124,15 @@ func (a *App) runBuild(ctx context.Context, v *buildValues, known []*knownFlag, 
 	}
 	if a.Build == nil {
 		return errors.New("building is not part of this program yet")
+	}
+	a.Stderr = v.logWriter(a.Stderr)
+	if note := featureFlags(a.Env); executor && note != "" {
+		fmt.Fprintln(a.Stderr, note)
+	}
+	if v.printPlan && opt.Call == build.CallBuild {
+		if err := a.showPlan(ctx, opt); err != nil {
+			return err
+		}
 	}
 	if opt.Verbosity == "debug" || opt.Verbosity == "trace" {
 		for _, k := range known {

@@ -27,6 +27,8 @@ func aliases() map[string]string {
 		"custom-platform":   "platform",
 		"whitelist-var-run": "ignore-var-run",
 		"dry-run":           "dryrun",
+		"kaniko-dir":        "work-dir",
+		"squash":            "single-snapshot",
 	}
 }
 
@@ -229,13 +231,13 @@ func knownFlags() []*knownFlag {
 	harmlessBools := []string{
 		// kaniko
 		"cleanup", "use-new-run", "compressed-caching", "ignore-var-run", "skip-unused-stages",
-		"force-build-metadata", "log-timestamp", "cache", "cache-copy-layers", "cache-run-layers",
+		"force-build-metadata", "cache", "cache-copy-layers", "cache-run-layers",
 		"no-push-cache", "pre-cleanup", "preserve-context",
 		// docker
 		"rm", "force-rm",
 	}
 	harmless := []string{
-		"snapshot-mode", "log-format", "cache-repo", "cache-dir", "cache-ttl", "image-fs-extract-retry",
+		"snapshot-mode", "cache-repo", "cache-dir", "cache-ttl", "image-fs-extract-retry",
 		"cache-from", "cache-to",
 	}
 	table := []*knownFlag{
@@ -245,18 +247,13 @@ func knownFlags() []*knownFlag {
 		{name: "skip-default-registry-fallback", isBool: true, refuse: notYet},
 		{name: "registry-client-cert", refuse: notYet},
 		{name: "push-ignore-immutable-tag-errors", isBool: true, refuse: notYet},
-		{name: "single-snapshot", isBool: true, refuse: notYet + "; without it every instruction makes its own layer"},
-		{name: "ignore-path", refuse: notYet + "; without it the image would hold what is below that path"},
-		{name: "image-format", refuse: notYet},
-		{name: "materialize", isBool: true, refuse: notYet},
+		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
 		{name: "credential-helpers", refuse: notYet + "; config.json with its credHelpers is used"},
 		{name: "azure-container-registry-config", refuse: notYet},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},
 		{name: "attest", refuse: notYet},
 		{name: "provenance", refuse: notYet, neutral: []string{"false"}},
 		{name: "sbom", refuse: notYet, neutral: []string{"false"}},
-		{name: "iidfile", refuse: notYet + "; --digest-file writes the image's digest"},
-		{name: "squash", isBool: true, refuse: notYet},
 		{name: "allow", refuse: notYet},
 		{name: "cgroup-parent", refuse: notYet},
 		{name: "memory", refuse: notYet + "; limit the container hako runs in"},

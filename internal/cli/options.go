@@ -37,6 +37,7 @@ type buildValues struct {
 	network, shmSize, isolation, workDir                string
 	noCache, pull, force                                bool
 	progress, verbosity                                 string
+	kanikoValues
 	registryValues
 }
 
@@ -60,6 +61,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	f.BoolVar(&v.skipPushCheck, "skip-push-permission-check", false, "do not test the permission to push before building")
 	f.StringVar(&v.progress, "progress", "auto", "auto, tty, plain, rawjson, quiet or none")
 	f.BoolVarP(&v.quiet, "quiet", "q", false, "show no progress")
+	v.addKanikoFlags(f)
 	return addKnownFlags(f)
 }
 
@@ -93,7 +95,7 @@ func (v *buildValues) addResultFlags(f *pflag.FlagSet) {
 	f.BoolVar(&v.pushEarly, "push-early", true, "send layers while the build goes on")
 	f.StringVar(&v.tarPath, "tar-path", "", "write a docker archive to `FILE`")
 	f.StringVar(&v.ociLayoutPath, "oci-layout-path", "", "write an OCI layout to `DIR`")
-	f.StringVar(&v.digestFile, "digest-file", "", "write the digest to `FILE`")
+	f.StringVar(&v.digestFile, "digest-file", "", "write the digest to `FILE`, or PUT it to an https URL")
 	f.StringVar(&v.nameDigestFile, "image-name-with-digest-file", "", "write repository@digest lines to `FILE`")
 	f.StringVar(&v.nameTagDigestFile, "image-name-tag-with-digest-file", "", "write repository:tag@digest lines to `FILE`")
 	f.StringVar(&v.metadataFile, "metadata-file", "", "write the build's facts as JSON to `FILE`")
@@ -116,8 +118,6 @@ func (v *buildValues) addRunFlags(f *pflag.FlagSet) {
 func (v *buildValues) addPlaceFlags(f *pflag.FlagSet) {
 	f.StringVar(&v.isolation, "isolation", "auto", "where RUN runs: auto, inplace or namespace")
 	f.StringVar(&v.workDir, "work-dir", "", "`DIR` for roots and layers; also --kaniko-dir")
-	f.StringVar(&v.workDir, "kaniko-dir", "", "")
-	_ = f.MarkHidden("kaniko-dir") // it was defined in the line above
 	f.BoolVar(&v.force, "force", false, "run in place even if this does not look like a container")
 	f.StringVarP(&v.verbosity, "verbosity", "v", "info", "error, warn, info, debug or trace")
 }
@@ -204,7 +204,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 			return opt, err
 		}
 	}
-	return opt, nil
+	return opt, v.setKaniko(&opt)
 }
 
 func (v *buildValues) progressMode(verbosity string) string {

@@ -56,6 +56,7 @@ func checkTargets(opt *build.Options) error {
 	}
 	files := []struct{ flag, path, instead string }{
 		{"digest-file", opt.DigestFile, ", or use --image-name-tag-with-digest-file, which has a line for each"},
+		{"iidfile", opt.ImageIDFile, ""},
 		{"tar-path", opt.TarPath, ""},
 		{"oci-layout-path", opt.OCILayoutPath, ""},
 	}

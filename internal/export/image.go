@@ -35,6 +35,8 @@ type Image struct {
 	// Epoch limits the times in the config; nil leaves them alone. For
 	// --reproducible without SOURCE_DATE_EPOCH it is the Unix epoch.
 	Epoch *time.Time
+	// Single says that all layers on those of the base image were made one.
+	Single bool
 }
 
 // Options say what an image's documents are like.
@@ -117,7 +119,7 @@ func finishOne(img Image, opt Options) (Manifest, error) {
 			descs = append(descs, l.Descriptor())
 		}
 	}
-	config, err := image.Finish(img.Config, infos, image.FinishOptions{Base: img.Base, Epoch: img.Epoch})
+	config, err := image.Finish(img.Config, infos, image.FinishOptions{Base: img.Base, Epoch: img.Epoch, Single: img.Single})
 	if err != nil {
 		return m, err
 	}

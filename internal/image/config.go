@@ -34,6 +34,9 @@ type FinishOptions struct {
 	Base []byte
 	// Epoch is the latest time in the config; nil leaves times alone.
 	Epoch *time.Time
+	// Single says that the layers on those of the base image were made one: the
+	// last instruction that made one stands for all.
+	Single bool
 }
 
 // Finish completes the config that the frontend made with what is only known
@@ -71,6 +74,9 @@ func finish(config []byte, layers []LayerInfo, opt FinishOptions) ([]byte, error
 			return nil, fmt.Errorf("base image config: %w", err)
 		}
 	}
+	if opt.Single {
+		singleHistory(img.History, len(base.RootFS.DiffIDs))
+	}
 	history := matchHistory(img.History, layers)
 	fillTimes(history, layers)
 	if opt.Epoch != nil {
@@ -91,6 +97,24 @@ func finish(config []byte, layers []LayerInfo, opt FinishOptions) ([]byte, error
 	}
 	// Go writes the keys of a map sorted, which is what BuildKit relies on too.
 	return json.Marshal(fields)
+}
+
+// singleHistory makes all entries but the last speak of no layer, of those that
+// speak of one on the base's.
+func singleHistory(history []ocispecs.History, base int) {
+	last := -1
+	for i := range history {
+		switch {
+		case history[i].EmptyLayer:
+		case base > 0:
+			base--
+		default:
+			if last >= 0 {
+				history[last].EmptyLayer = true
+			}
+			last = i
+		}
+	}
 }
 
 // matchHistory makes as many entries speak of a layer as there are layers.

@@ -52,6 +52,15 @@ func TestFinish(t *testing.T) {
 				`{"created":"1970-01-01T00:00:10Z","created_by":"b","empty_layer":true}],"os":"linux","rootfs":{"type":"layers","diff_ids":["` + string(id1) + `"]}}`,
 		},
 		{
+			name: "the last entry speaks of the only new layer",
+			config: `{"os":"linux","architecture":"amd64","history":[{"created_by":"base"},{"created_by":"a"},{"created_by":"b"},` +
+				`{"created_by":"ENV","empty_layer":true}]}`,
+			layers: two, opt: image.FinishOptions{Single: true, Base: []byte(`{"rootfs":{"type":"layers","diff_ids":["` + string(id1) + `"]}}`)},
+			want: `{"architecture":"amd64","created":"1970-01-01T00:00:20Z","history":[{"created":"1970-01-01T00:00:10Z","created_by":"base"},` +
+				`{"created":"1970-01-01T00:00:20Z","created_by":"a","empty_layer":true},{"created":"1970-01-01T00:00:20Z","created_by":"b"},` +
+				`{"created":"1970-01-01T00:00:20Z","created_by":"ENV","empty_layer":true}],"os":"linux",` + roots + `}`,
+		},
+		{
 			name: "empty entries take the first new layer's time, then the one before",
 			config: `{"os":"linux","architecture":"amd64","history":[{"created":"1970-01-01T00:00:05Z","created_by":"base"},` +
 				`{"created_by":"ENV","empty_layer":true},{"created_by":"RUN"},{"created_by":"CMD","empty_layer":true}]}`,

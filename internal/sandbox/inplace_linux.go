@@ -34,6 +34,9 @@ type InPlaceOptions struct {
 	// OnVolume wraps the moving aside of a volume's content, for readers of that
 	// volume, which find it in dir then; nil just calls move.
 	OnVolume func(path string, move func() (dir string, err error)) error
+	// Ignored tells volumes that commands may write to: what is there is in no
+	// image anyway. It may be nil.
+	Ignored func(path string) bool
 	// Clamp is the latest time that files get in layers; nil for none.
 	Clamp *time.Time
 	// Logf tells people what is going on.
@@ -380,6 +383,9 @@ func (s *InPlace) park() error {
 		return err
 	}
 	for _, m := range s.lot.mounts() {
+		if s.opt.Ignored != nil && s.opt.Ignored(m) {
+			continue
+		}
 		if !isRuntimeMount(m) && !s.lot.keep[topOf(m)] {
 			s.volumes[m] = &volumeState{}
 		}

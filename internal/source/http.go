@@ -34,6 +34,7 @@ type HTTPOptions struct {
 	Filename string        // name of the file; "" takes the server's, then the URL's
 	Mode     tree.Mode     // permissions; 0 means 0600
 	UID, GID uint32
+	MaxSize  int64         // of the content; 0 means any
 	Header   http.Header   // sent with the request
 	Attempts int           // how often to try; 0 means 5
 	Delay    time.Duration // wait before the second attempt, doubled each time; 0 means 500 ms
@@ -127,7 +128,11 @@ func fetchOnce(ctx context.Context, client *http.Client, st *store.Store, rawURL
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		f.LastModified = t
 	}
-	if err := f.save(st, resp.Body, opt.Checksum); err != nil {
+	body := resp.Body
+	if opt.MaxSize > 0 {
+		body = http.MaxBytesReader(nil, body, opt.MaxSize)
+	}
+	if err := f.save(st, body, opt.Checksum); err != nil {
 		return nil, err
 	}
 	f.FS = f.tree(st, opt)
@@ -150,6 +155,9 @@ func (f *HTTPFile) save(st *store.Store, body io.Reader, checksum digest.Digest)
 	}
 	in := &sourceReader{r: body}
 	if f.Size, err = io.Copy(out, in); err != nil {
+		if e, ok := errors.AsType[*http.MaxBytesError](in.err); ok {
+			return fmt.Errorf("it has more than %d bytes", e.Limit)
+		}
 		if in.err != nil {
 			return transportError(in.err)
 		}
