@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -25,8 +26,10 @@ import (
 )
 
 // TestKanikoScripts runs the scripts about what kaniko's users have in their
-// pipelines. $WEB serves the files of $WORK/srv, $SECURE takes what is PUT into
-// $WORK/srv; /denied is refused.
+// pipelines. $WEB serves the files of $WORK/srv; $SECURE, with a certificate
+// that $CA signed, is a registry and takes what is PUT into $WORK/srv, but
+// /denied. As a proxy, $REGISTRY is any
+// registry over plain HTTP, and $WEB leads to $SECURE, known as example.com.
 func TestKanikoScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -38,10 +41,10 @@ func TestKanikoScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			srv := filepath.Join(env.WorkDir, "srv")
 			reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-			web := httptest.NewServer(http.FileServer(http.Dir(srv)))
-			secure := httptest.NewUnstartedServer(takePuts(srv))
+			secure := httptest.NewUnstartedServer(takePuts(srv, registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
 			secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 			secure.StartTLS()
+			web := httptest.NewServer(tunnel(secure.Listener.Addr().String(), http.FileServer(http.Dir(srv))))
 			env.Defer(reg.Close)
 			env.Defer(web.Close)
 			env.Defer(secure.Close)
@@ -57,8 +60,36 @@ func TestKanikoScripts(t *testing.T) {
 	})
 }
 
-func takePuts(dir string) http.Handler {
+// tunnel is a proxy that leads every connection to addr.
+func tunnel(addr string, files http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			files.ServeHTTP(w, r)
+			return
+		}
+		there, err := (&net.Dialer{}).DialContext(r.Context(), "tcp", addr)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer there.Close()
+		w.WriteHeader(http.StatusOK)
+		here, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer here.Close()
+		go func() { _, _ = io.Copy(there, buffered); there.Close() }()
+		_, _ = io.Copy(here, there)
+	})
+}
+
+func takePuts(dir string, reg http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v2/") {
+			reg.ServeHTTP(w, r)
+			return
+		}
 		if r.Method != http.MethodPut || r.URL.Path == "/denied" {
 			w.WriteHeader(http.StatusForbidden)
 			return
