@@ -25,7 +25,7 @@ func rows() map[string]int {
 		"build": 5,
 		"cache": 4, "diff": 4, "export": 4, "frontend": 4, "ops": 4, "solver": 4,
 		"registry": 3, "sandbox": 3, "source": 3,
-		"layer": 2,
+		"keychain": 2, "layer": 2,
 		"store": 1, "tree": 1,
 		"git": 0, "gz": 0, "image": 0, "progress": 0,
 	}

@@ -20,6 +20,7 @@ import (
 
 	"hako/internal/frontend"
 	"hako/internal/image"
+	"hako/internal/keychain"
 	"hako/internal/ops"
 	"hako/internal/progress"
 	"hako/internal/sandbox"
@@ -72,6 +73,7 @@ type build struct {
 	sink     progress.Sink
 	clock    time.Time
 	network  *network
+	keys     *keychain.Chain
 	meter    *meter
 	store    *store.Store
 	endStore func() error
@@ -111,7 +113,11 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	if err := b.openStore(); err != nil {
 		return nil, err
 	}
-	client, err := openRegistry(opt, b.network, b.meter.down, b.meter.up)
+	outside := &sandbox.Outside{}
+	if b.keys, err = openKeychain(opt, b.network, outside); err != nil {
+		return nil, err
+	}
+	client, err := openRegistry(opt, b.network, b.keys, b.meter.down, b.meter.up)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +133,7 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	}
 	b.outputs.http = b.network.client()
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
+	b.room.outside = outside
 	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
 	b.wire(ctx)
 	return b, nil
@@ -290,6 +297,9 @@ func (b *build) close() error {
 	}
 	if b.outputs != nil {
 		b.outputs.close()
+	}
+	if b.keys != nil {
+		errs = append(errs, b.keys.Close())
 	}
 	if b.endStore != nil {
 		errs = append(errs, b.endStore())

@@ -120,7 +120,12 @@ func (d *Diagnosis) askRegistries(ctx context.Context, opt *Options) error {
 	if err != nil {
 		return err
 	}
-	client, err := openRegistry(opt, n, nil, nil)
+	keys, err := openKeychain(opt, n, nil)
+	if err != nil {
+		return err
+	}
+	defer keys.Close() //nolint:errcheck // only read from
+	client, err := openRegistry(opt, n, keys, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 
 	"hako/internal/ops"
+	"hako/internal/sandbox"
 )
 
 // A room has no sandbox on this system.
@@ -22,6 +23,7 @@ type room struct {
 	opt      *Options
 	contexts *contexts
 	network  *network
+	outside  *sandbox.Outside
 	clamp    *time.Time
 	logf     func(format string, args ...any)
 	moved    bool

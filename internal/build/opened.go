@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/net/http/httpproxy"
 
+	"hako/internal/keychain"
 	"hako/internal/registry"
 	"hako/internal/source"
 )
@@ -91,11 +91,7 @@ func (n *network) insecureClient() *http.Client {
 }
 
 // openRegistry returns the client for all registries of the build.
-func openRegistry(opt *Options, n *network, received, sent func(int64)) (*registry.Client, error) {
-	keychain, err := openKeychain(opt.Env)
-	if err != nil {
-		return nil, err
-	}
+func openRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent func(int64)) (_ *registry.Client, err error) {
 	r := &opt.Registry
 	certs := make(map[string][]byte)
 	for host, path := range r.Certificates {
@@ -106,26 +102,9 @@ func openRegistry(opt *Options, n *network, received, sent func(int64)) (*regist
 	return registry.New(registry.Options{
 		Insecure: r.Insecure, InsecurePull: r.InsecurePull, InsecureRegistries: r.InsecureRegistries,
 		SkipTLSVerify: r.SkipTLSVerify, SkipTLSVerifyPull: r.SkipTLSVerifyPull, SkipTLSVerifyRegistries: r.SkipTLSVerifyRegistries,
-		RootCAs: n.roots, Certificates: certs, Keychain: keychain, DialContext: n.dial, Proxy: n.proxy,
+		RootCAs: n.roots, Certificates: certs, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
 		Retries: max(5, r.PushRetry, r.PullRetry), Received: received, Sent: sent,
 	})
-}
-
-// openKeychain reads docker's config.json.
-func openKeychain(env Env) (*registry.DockerConfig, error) {
-	dir := env.Get("DOCKER_CONFIG")
-	if dir == "" && env.Get("HOME") != "" {
-		dir = filepath.Join(env.Get("HOME"), ".docker")
-	}
-	path := filepath.Join(dir, "config.json")
-	b, err := os.ReadFile(path)
-	if dir == "" || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && env.Get("DOCKER_CONFIG") == "" {
-		return registry.ParseDockerConfig([]byte("{}"), path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read credentials: %w", err)
-	}
-	return registry.ParseDockerConfig(b, path)
 }
 
 // A vault has the secrets and ssh agents that commands may ask for.
@@ -269,5 +248,10 @@ func RegistryClient(r Registry, env Env) (*registry.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openRegistry(&Options{Registry: r, Env: env}, n, nil, nil)
+	opt := &Options{Registry: r, Env: env}
+	keys, err := openKeychain(opt, n, nil)
+	if err != nil {
+		return nil, err
+	}
+	return openRegistry(opt, n, keys, nil, nil)
 }

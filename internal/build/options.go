@@ -312,6 +312,9 @@ type Registry struct {
 	// package retries passing faults in any case.
 	PushRetry int
 	PullRetry int
+	// CredentialHelpers are the built-in sources of credentials to ask, of
+	// keychain.BuiltIn; nil means all.
+	CredentialHelpers []string
 	// SkipPushCheck leaves out the test for push permission before the build.
 	SkipPushCheck bool
 }

@@ -103,7 +103,7 @@ func personality(args []string) (name string, rest []string) {
 	name, rest = strings.TrimSuffix(filepath.Base(args[0]), ".exe"), args[1:]
 	if name != "executor" && len(rest) > 0 && rest[0] == "executor" {
 		name, rest = "executor", rest[1:]
-	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"build", "diff", "doctor", "index", "plan", "push", "restore", "version"}, rest[0]) {
+	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"auth", "build", "diff", "doctor", "index", "login", "plan", "push", "restore", "version"}, rest[0]) {
 		name = "hako"
 	}
 	if rest == nil {
@@ -132,7 +132,7 @@ Called as "executor" (or "hako executor") it takes the flags of kaniko's executo
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand())
+	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand(), a.authCommand(), a.loginCommand())
 	root.AddCommand(&cobra.Command{
 		Use:                "executor",
 		Short:              "Build as kaniko's executor does, with its flags",

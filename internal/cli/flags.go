@@ -248,7 +248,6 @@ func knownFlags() []*knownFlag {
 		{name: "registry-client-cert", refuse: notYet},
 		{name: "push-ignore-immutable-tag-errors", isBool: true, refuse: notYet},
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
-		{name: "credential-helpers", refuse: notYet + "; config.json with its credHelpers is used"},
 		{name: "azure-container-registry-config", refuse: notYet},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},
 		{name: "attest", refuse: notYet},

@@ -44,6 +44,7 @@ type buildValues struct {
 type registryValues struct {
 	insecure, insecurePull, skipTLS, skipTLSPull, skipPushCheck bool
 	insecureRegistries, skipTLSRegistries, certificates         []string
+	credentialHelpers                                           []string
 	pushRetry, pullRetry                                        int
 }
 
@@ -130,6 +131,7 @@ func (v *registryValues) addRegistryFlags(f *pflag.FlagSet) {
 	f.BoolVar(&v.skipTLSPull, "skip-tls-verify-pull", false, "pull without checking certificates")
 	f.StringArrayVar(&v.skipTLSRegistries, "skip-tls-verify-registry", nil, "do not check the certificate of `HOST` (repeatable)")
 	f.StringArrayVar(&v.certificates, "registry-certificate", nil, "trust the certificates of a file for a registry, `HOST=FILE` (repeatable)")
+	v.addCredentialFlags(f)
 	f.IntVar(&v.pullRetry, "image-download-retry", 0, "try a pull again at least this often")
 }
 
@@ -143,7 +145,12 @@ func (v *registryValues) registry() (build.Registry, error) {
 	if err != nil {
 		return build.Registry{}, err
 	}
+	helpers, err := credentialHelpers(v.credentialHelpers)
+	if err != nil {
+		return build.Registry{}, err
+	}
 	return build.Registry{
+		CredentialHelpers:       helpers,
 		Insecure:                v.insecure,
 		InsecurePull:            v.insecurePull,
 		InsecureRegistries:      v.insecureRegistries,

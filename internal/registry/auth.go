@@ -171,14 +171,6 @@ func (a *access) grant() *grant {
 // the value that the registry has just refused, with its challenge; what
 // somebody else has renewed meanwhile is not renewed again.
 func (a *access) authorize(ctx context.Context, e *endpoint, stale string, refused *challenge) (string, error) {
-	if refused != nil {
-		// A helper may have given a password that has expired since.
-		a.c.creds.drop(func(key string) bool { return key == a.repo.Name() })
-	}
-	cred, err := a.credentials(ctx)
-	if err != nil {
-		return "", permanentError{err}
-	}
 	g := a.grant()
 	select {
 	case <-g.lock:
@@ -193,6 +185,11 @@ func (a *access) authorize(ctx context.Context, e *endpoint, stale string, refus
 		g.value = ""
 		e.setChallenge(*refused)
 		g.addScope(refused.params["scope"], a.scopes())
+		a.forgetCredentials() // the password may have expired
+	}
+	cred, err := a.credentials(ctx)
+	if err != nil {
+		return "", permanentError{err}
 	}
 	if g.value != "" && (g.expires.IsZero() || a.c.now().Before(g.expires)) {
 		return g.value, nil
@@ -202,11 +199,15 @@ func (a *access) authorize(ctx context.Context, e *endpoint, stale string, refus
 	case ch == nil || ch.Scheme == "":
 		return "", nil
 	case cred.cfg.RegistryToken != "":
-		g.value, g.expires = "Bearer "+cred.cfg.RegistryToken, time.Time{}
+		g.value, g.expires = "Bearer "+cred.cfg.RegistryToken, cred.expires
 	case ch.Scheme == "basic":
-		g.value, g.expires = basicHeader(cred.cfg), time.Time{}
+		g.value, g.expires = basicHeader(cred.cfg), cred.expires
 	case ch.Scheme == "bearer":
-		if err := a.exchange(ctx, e, g, ch, cred); err != nil {
+		err := a.exchange(ctx, e, g, ch, cred)
+		if errors.Is(err, ErrDenied) {
+			err = a.exchangeAgain(ctx, e, g, ch, cred, err)
+		}
+		if err != nil {
 			return "", err
 		}
 	default:
@@ -254,6 +255,20 @@ func (a *access) exchange(ctx context.Context, e *endpoint, g *grant, ch *transp
 	g.value = "Bearer " + value
 	g.expires = a.c.now().Add(time.Duration(ttl) * time.Second * 9 / 10)
 	return nil
+}
+
+// exchangeAgain tries with new credentials, if there are any: those that were
+// refused may be of hours ago.
+func (a *access) exchangeAgain(ctx context.Context, e *endpoint, g *grant, ch *transport.Challenge, old *resolved, denied error) error {
+	a.forgetCredentials()
+	cred, err := a.credentials(ctx)
+	if err != nil {
+		return permanentError{err}
+	}
+	if *cred.cfg == *old.cfg {
+		return denied
+	}
+	return a.exchange(ctx, e, g, ch, cred)
 }
 
 // exchangeError keeps what is a verdict on the registry's answer, and drops
@@ -307,12 +322,17 @@ type resolved struct {
 	auth    authn.Authenticator
 	cfg     *authn.AuthConfig
 	account Account
+	expires time.Time // zero for not known
 }
 
-// credentials asks the keychain, once for each repository: there may be a
-// helper process behind it.
+// credentials asks the keychain, once for each repository until what it gave
+// expires: there may be a helper process behind it.
 func (a *access) credentials(ctx context.Context) (*resolved, error) {
 	r, err := a.c.creds.do(ctx, a.repo.Name(), a.findCredentials)
+	if err == nil && !r.expires.IsZero() && !a.c.now().Before(r.expires) {
+		a.dropCredentials()
+		r, err = a.c.creds.do(ctx, a.repo.Name(), a.findCredentials)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find credentials: %w", err)
 	}
@@ -320,6 +340,19 @@ func (a *access) credentials(ctx context.Context) (*resolved, error) {
 	a.acct = r.account
 	a.mu.Unlock()
 	return r, nil
+}
+
+func (a *access) dropCredentials() {
+	a.c.creds.drop(func(key string) bool { return key == a.repo.Name() })
+}
+
+// forgetCredentials makes the keychain look again: the registry has refused
+// what it gave.
+func (a *access) forgetCredentials() {
+	a.dropCredentials()
+	if k, ok := a.c.opt.Keychain.(interface{ Forget(r authn.Resource) }); ok {
+		k.Forget(a.repo)
+	}
 }
 
 func (a *access) findCredentials(ctx context.Context) (*resolved, error) {
@@ -335,6 +368,9 @@ func (a *access) findCredentials(ctx context.Context) (*resolved, error) {
 	r := &resolved{auth: authn.FromConfig(*cfg), cfg: cfg, account: Account{Username: cfg.Username}}
 	if t, ok := auth.(interface{ Account() Account }); ok {
 		r.account = t.Account()
+	}
+	if t, ok := auth.(interface{ Expires() time.Time }); ok {
+		r.expires = t.Expires()
 	}
 	if *cfg == (authn.AuthConfig{}) {
 		// go-containerregistry knows "send nothing" by this value alone.

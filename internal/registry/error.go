@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"hako/internal/keychain"
 )
 
 // What an *Error may be, for errors.Is.
@@ -31,6 +33,9 @@ var (
 	// ErrWrongContent is content that is not what its digest or size says.
 	ErrWrongContent = errors.New("wrong content")
 )
+
+// An Account tells where credentials came from; it holds no secret.
+type Account = keychain.Account
 
 // An Error is a failed operation on a registry. It holds no credentials and no
 // query strings of URLs.

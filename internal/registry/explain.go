@@ -12,10 +12,15 @@ import (
 	"net/http"
 	"strings"
 	"syscall"
+
+	"hako/internal/keychain"
 )
 
 // Explain tells who asked, what that account lacks, and what to do.
 func (e *Error) Explain() string {
+	if c, ok := errors.AsType[*keychain.ConfigError](e.Err); ok {
+		return c.Explain()
+	}
 	switch {
 	case e.Is(ErrDenied):
 		return e.explainDenied()
@@ -58,10 +63,14 @@ func verb(op string) string {
 // who says as whom the registry was asked.
 func (e *Error) who() string {
 	s := e.Account.String()
-	if rest, ok := strings.CutPrefix(s, "signed in as "); ok {
-		return " signed in as  " + rest + "\n"
+	used := ""
+	if e.Account.NotUsed != "" {
+		used = " not used      " + e.Account.NotUsed + "\n"
 	}
-	return " " + s + "\n"
+	if rest, ok := strings.CutPrefix(s, "signed in as "); ok {
+		return " signed in as  " + rest + "\n" + used
+	}
+	return " " + s + "\n" + used
 }
 
 func (e *Error) explainAbsent() string {

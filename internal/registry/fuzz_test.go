@@ -4,7 +4,6 @@
 package registry
 
 import (
-	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
@@ -96,25 +95,5 @@ func FuzzHeaders(f *testing.F) {
 			t.Errorf("retry after %v", d)
 		}
 		_, _ = mediaTypeOf(contentType, []byte(`{"layers":[]}`))
-	})
-}
-
-// FuzzDockerConfig reads configs, which people write by hand.
-func FuzzDockerConfig(f *testing.F) {
-	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"}},"credsStore":"x","credHelpers":{"a":"b"}}`))
-	f.Add([]byte(`{"auths":{"":{"auth":"="},"/":{"username":"x"}}}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := ParseDockerConfig(b, "/c.json")
-		if err != nil {
-			return
-		}
-		ref, err := ParseReference("r.example.com/team/app")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !json.Valid(b) {
-			t.Error("accepted what is not JSON")
-		}
-		_, _ = d.ResolveContext(t.Context(), ref.Context())
 	})
 }

@@ -59,7 +59,8 @@ type Options struct {
 	// Certificates adds certificate authorities (PEM) for one host each.
 	Certificates map[string][]byte
 	// Keychain knows credentials; nil means none. Where it returns a
-	// *Credential, errors tell which account was used.
+	// *keychain.Credential, errors tell which account was used. It is told to
+	// Forget what was refused, if it can.
 	Keychain authn.Keychain
 	// UserAgent is sent with each request; the default is "hako".
 	UserAgent string

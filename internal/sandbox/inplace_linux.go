@@ -37,6 +37,8 @@ type InPlaceOptions struct {
 	// Ignored tells volumes that commands may write to: what is there is in no
 	// image anyway. It may be nil.
 	Ignored func(path string) bool
+	// Outside is told where the container's own files are.
+	Outside *Outside
 	// Clamp is the latest time that files get in layers; nil for none.
 	Clamp *time.Time
 	// Logf tells people what is going on.
@@ -218,7 +220,7 @@ func (s *InPlace) Verified() error { return s.checks.wait() }
 func (s *InPlace) putBack() error {
 	err := s.pool.close()
 	if s.parked {
-		if rerr := s.lot.restore(); rerr != nil {
+		if rerr := s.opt.Outside.move("", s.lot.restore); rerr != nil {
 			return rerr
 		}
 		s.parked = false
@@ -379,7 +381,7 @@ func (s *InPlace) park() error {
 	if err := os.Chdir(s.work); err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
-	if err := s.lot.park(); err != nil {
+	if err := s.opt.Outside.move(s.lot.parked(), s.lot.park); err != nil {
 		return err
 	}
 	for _, m := range s.lot.mounts() {

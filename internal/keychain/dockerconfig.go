@@ -1,7 +1,7 @@
 // Copyright The hako authors.
 // SPDX-License-Identifier: Apache-2.0
 
-package registry
+package keychain
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -16,64 +17,30 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 )
 
-// ErrNoCredentials is what a Helper returns when it knows of none.
-var ErrNoCredentials = errors.New("no credentials")
+// ErrNoHelper is what a Helper returns when there is no such program.
+var ErrNoHelper = errors.New("no such program")
 
 // A Helper runs the credential helper docker-credential-<name> for a server.
 // The user "<token>" marks the secret as an identity token.
 type Helper func(ctx context.Context, name, server string) (user, secret string, err error)
 
-// An Account tells where credentials came from; it holds no secret.
-type Account struct {
-	Username string
-	Source   string // such as /kaniko/.docker/config.json
-	Entry    string // the entry of the source, as spelled there
-	Note     string // why there is none, if there is something to say
+// A ConfigError is a fault in what the user set up for credentials.
+type ConfigError struct {
+	Err    error
+	Remedy string
 }
 
-// String returns a text such as
-//
-//	signed in as ci-bot, from /kaniko/.docker/config.json, entry "registry.example.com"
-func (a Account) String() string {
-	if a == (Account{}) {
-		return "not signed in"
-	}
-	if a.Entry == "" && a.Username == "" {
-		if a.Note != "" {
-			return "not signed in: " + a.Note
-		}
-		return fmt.Sprintf("not signed in: %s has no entry for the registry", a.Source)
-	}
-	s := "signed in"
-	if a.Username != "" && a.Username != "<token>" {
-		s += " as " + a.Username
-	}
-	if a.Source != "" {
-		s += ", from " + a.Source
-	}
-	if a.Entry != "" {
-		s += fmt.Sprintf(", entry %q", a.Entry)
-	}
-	return s
-}
+// Error implements error.
+func (e *ConfigError) Error() string { return e.Err.Error() }
 
-// A Credential is an authenticator that knows its Account.
-type Credential struct {
-	cfg     authn.AuthConfig
-	account Account
-}
+// Unwrap returns the fault.
+func (e *ConfigError) Unwrap() error { return e.Err }
 
-// Authorization implements authn.Authenticator.
-func (c *Credential) Authorization() (*authn.AuthConfig, error) {
-	cfg := c.cfg
-	return &cfg, nil
-}
+// Explain tells what to do.
+func (e *ConfigError) Explain() string { return " try     " + e.Remedy }
 
-// Account returns where the credential came from.
-func (c *Credential) Account() Account { return c.account }
-
-// A DockerConfig is the keychain of a docker config.json. It is safe for
-// concurrent use once Helper is set.
+// A DockerConfig is what a docker config.json, or podman's auth.json, has. It is
+// safe for concurrent use once Helper is set.
 type DockerConfig struct {
 	// Helper runs credential helpers; nil means that they cannot be run here.
 	Helper Helper
@@ -108,16 +75,7 @@ func ParseDockerConfig(b []byte, source string) (*DockerConfig, error) {
 		CredHelpers map[string]string     `json:"credHelpers"`
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
-		// The cause may quote what is in the file; position and type do not.
-		var syn *json.SyntaxError
-		var typ *json.UnmarshalTypeError
-		switch {
-		case errors.As(err, &syn):
-			return nil, fmt.Errorf("read %s: not valid JSON at byte %d", source, syn.Offset)
-		case errors.As(err, &typ):
-			return nil, fmt.Errorf("read %s: field %q has the wrong type", source, typ.Field)
-		}
-		return nil, fmt.Errorf("read %s: not valid JSON", source)
+		return nil, parseError(b, source, err)
 	}
 	d := &DockerConfig{source: source, entries: map[string]dockerEntry{}, helpers: map[string]string{}, store: doc.CredsStore}
 	// The spelling nearest to the plain host wins where two mean the same, as
@@ -154,6 +112,40 @@ func ParseDockerConfig(b []byte, source string) (*DockerConfig, error) {
 	return d, nil
 }
 
+// parseError says where a file is broken. The cause may quote what is in it;
+// position and type do not.
+func parseError(b []byte, source string, err error) error {
+	e := &ConfigError{Remedy: `write {"auths":{"HOST":{"auth":"base64 of user:password"}}}, or let hako login HOST write it`}
+	var syn *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case len(strings.TrimSpace(string(b))) == 0:
+		e.Err = fmt.Errorf("read %s: it is empty", source)
+	case errors.As(err, &syn):
+		line := 1 + strings.Count(string(b[:min(int(syn.Offset), len(b))]), "\n")
+		e.Err = fmt.Errorf("read %s: not valid JSON at line %d, byte %d", source, line, syn.Offset)
+		if strings.HasPrefix(strings.TrimSpace(string(b)), "$") {
+			e.Remedy = "this is the name of a variable, not its value: use double quotes in the shell, or another form of the CI's variable"
+		}
+	case errors.As(err, &typ):
+		e.Err = fmt.Errorf("read %s: field %q has the wrong type", source, typ.Field)
+	default:
+		e.Err = fmt.Errorf("read %s: not valid JSON", source)
+	}
+	return e
+}
+
+// Helpers names the helper programs of the config.
+func (d *DockerConfig) Helpers() []string {
+	set := map[string]bool{}
+	for _, h := range d.helpers {
+		set[h] = true
+	}
+	set[d.store] = true
+	delete(set, "")
+	return slices.Sorted(maps.Keys(set))
+}
+
 func newDockerEntry(key string, a dockerAuth, source string) dockerEntry {
 	e := dockerEntry{key: key, cfg: authn.AuthConfig{
 		Username: a.Username, Password: a.Password,
@@ -165,7 +157,10 @@ func newDockerEntry(key string, a dockerAuth, source string) dockerEntry {
 	raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.TrimSpace(a.Auth), "="))
 	user, pass, ok := strings.Cut(string(raw), ":")
 	if err != nil || !ok {
-		e.err = fmt.Errorf("%s, entry %q: auth is not base64 of user:password", source, key)
+		e.err = &ConfigError{
+			Err:    fmt.Errorf("read %s: entry %q: auth is not base64 of user:password", source, key),
+			Remedy: "make it with: printf %s user:password | base64 -w0",
+		}
 		return e
 	}
 	e.cfg.Username, e.cfg.Password = user, strings.Trim(pass, "\x00")
@@ -194,26 +189,27 @@ func normalizeKey(k string) string {
 	return host + "/" + path
 }
 
-// Resolve implements authn.Keychain.
-func (d *DockerConfig) Resolve(r authn.Resource) (authn.Authenticator, error) {
-	return d.ResolveContext(context.Background(), r)
-}
+// Name implements Source.
+func (d *DockerConfig) Name() string { return d.source }
 
-// ResolveContext implements authn.ContextKeychain. A helper configured for the
-// host comes first, then an entry with a secret, then the helper for all. If
-// that last one cannot be run, the registry is asked without credentials, and
-// the Account tells so.
-func (d *DockerConfig) ResolveContext(ctx context.Context, r authn.Resource) (authn.Authenticator, error) {
+// Find implements Source. A helper configured for the host comes first, then an
+// entry with a secret, then the helper for all. If that last one cannot be
+// run, there are no credentials, and the Account tells so.
+func (d *DockerConfig) Find(ctx context.Context, r authn.Resource) (*Credential, error) {
 	host := strings.ToLower(r.RegistryStr())
 	server := host
 	if host == name.DefaultRegistry {
 		server = authn.DefaultAuthKey
 	}
 	if h := d.helpers[host]; h != "" {
-		if d.Helper == nil {
-			return nil, fmt.Errorf("%s names the credential helper docker-credential-%s for %s, which cannot be run here", d.source, h, host)
+		c, err := d.help(ctx, h, server, host)
+		if errors.Is(err, ErrNoHelper) {
+			return nil, &ConfigError{
+				Err:    fmt.Errorf("%s names the credential helper docker-credential-%s for %s: %w", d.source, h, host, err),
+				Remedy: fmt.Sprintf("put docker-credential-%s into a directory of PATH, or take %q out of credHelpers", h, host),
+			}
 		}
-		return d.help(ctx, h, server, host)
+		return c, err
 	}
 	for key := normalizeKey(r.String()); ; {
 		if e, ok := d.entries[key]; ok {
@@ -229,30 +225,39 @@ func (d *DockerConfig) ResolveContext(ctx context.Context, r authn.Resource) (au
 		key = key[:i]
 	}
 	if d.store != "" {
-		if d.Helper == nil {
-			note := fmt.Sprintf("the credential helper docker-credential-%s of %s cannot be run here", d.store, d.source)
-			return &Credential{account: Account{Source: d.source, Note: note}}, nil
+		c, err := d.help(ctx, d.store, server, "")
+		if errors.Is(err, ErrNoHelper) {
+			// Such files come along from a desk where the helper is.
+			return none(d.source, fmt.Sprintf("the credential helper docker-credential-%s of %s cannot be run: %v", d.store, d.source, err)), nil
 		}
-		return d.help(ctx, d.store, server, "")
+		return c, err
 	}
-	return &Credential{account: Account{Source: d.source}}, nil
+	return none(d.source, ""), nil
 }
 
-func (d *DockerConfig) help(ctx context.Context, helper, server, entry string) (authn.Authenticator, error) {
+func (d *DockerConfig) help(ctx context.Context, helper, server, entry string) (*Credential, error) {
+	if d.Helper == nil {
+		return nil, ErrNoHelper
+	}
 	user, secret, err := d.Helper(ctx, helper, server)
 	source := fmt.Sprintf("docker-credential-%s (%s)", helper, d.source)
 	if errors.Is(err, ErrNoCredentials) {
-		note := fmt.Sprintf("docker-credential-%s has no credentials for %s", helper, server)
-		return &Credential{account: Account{Source: source, Note: note}}, nil
+		return none(source, fmt.Sprintf("docker-credential-%s has no credentials for %s", helper, server)), nil
+	}
+	if errors.Is(err, ErrNoHelper) {
+		return nil, err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("run docker-credential-%s for %s: %w", helper, server, err)
+		return nil, &ConfigError{
+			Err:    fmt.Errorf("run docker-credential-%s for %s: %w", helper, server, err),
+			Remedy: fmt.Sprintf("try it by hand: echo %s | docker-credential-%s get; it is named in %s", server, helper, d.source),
+		}
 	}
 	c := &Credential{
 		cfg:     authn.AuthConfig{Username: user, Password: secret},
 		account: Account{Username: user, Source: source, Entry: entry},
 	}
-	if user == "<token>" {
+	if user == tokenUser {
 		c.cfg = authn.AuthConfig{Username: user, IdentityToken: secret}
 	}
 	return c, nil

@@ -1,0 +1,182 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"hako/internal/keychain"
+	"hako/internal/sandbox"
+)
+
+// openKeychain opens all sources of credentials for registries. Files are read
+// now; what changes while a build runs is read from handles that are opened now.
+// The container's own tree is where outside says; nil stands for /.
+func openKeychain(opt *Options, n *network, outside *sandbox.Outside) (*keychain.Chain, error) {
+	k := &keychainOpener{opt: opt, network: n, helpers: newHelpers(opt.Env, outside)}
+	for _, open := range []func() error{k.authConfig, k.dockerConfig, k.podman} {
+		if err := open(); err != nil {
+			return nil, errors.Join(err, k.close())
+		}
+	}
+	k.builtIn()
+	return keychain.NewChain(k.sources, k.absent, k.close), nil
+}
+
+// A keychainOpener collects sources in the order in which they are asked.
+type keychainOpener struct {
+	opt     *Options
+	network *network
+	helpers *helpers
+	sources []keychain.Source
+	absent  []string
+}
+
+func (k *keychainOpener) close() error { return k.helpers.close() }
+
+func (k *keychainOpener) add(b []byte, source string) error {
+	d, err := keychain.ParseDockerConfig(b, source)
+	if err != nil {
+		return err
+	}
+	for _, name := range d.Helpers() {
+		if err := k.helpers.open(name); err != nil {
+			return err
+		}
+	}
+	d.Helper = k.helpers.run
+	k.sources = append(k.sources, d)
+	return nil
+}
+
+// authConfig takes the config that GitLab's runners hand to jobs. Docker too
+// prefers it to the file.
+func (k *keychainOpener) authConfig() error {
+	const name = "DOCKER_AUTH_CONFIG"
+	if v := k.opt.Env.Get(name); v != "" {
+		return k.add([]byte(v), name)
+	}
+	k.absent = append(k.absent, name+" (unset)")
+	return nil
+}
+
+// dockerConfig reads docker's config.json. A secret of Kubernetes may have been
+// mounted with the name of its key, or on the very path of the file, which then is
+// a directory.
+func (k *keychainOpener) dockerConfig() error {
+	env := k.opt.Env
+	path := dockerConfigPath(env)
+	if path == "" {
+		k.absent = append(k.absent, "config.json (neither DOCKER_CONFIG nor HOME is set)")
+		return nil
+	}
+	dir := filepath.Dir(path)
+	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
+		return &keychain.ConfigError{
+			Err:    fmt.Errorf("read credentials: DOCKER_CONFIG=%s is a file", env.Get("DOCKER_CONFIG")),
+			Remedy: "DOCKER_CONFIG names the directory that config.json is in",
+		}
+	}
+	const secretKey = ".dockerconfigjson"
+	for _, p := range []string{path, filepath.Join(path, secretKey), filepath.Join(path, "config.json"), filepath.Join(dir, secretKey)} {
+		if fi, err := os.Stat(p); err == nil && fi.IsDir() {
+			continue
+		}
+		b, err := os.ReadFile(p)
+		if err == nil {
+			return k.add(b, p)
+		}
+		if isAbsent(err) || errors.Is(err, fs.ErrPermission) && env.Get("DOCKER_CONFIG") == "" {
+			continue
+		}
+		return unreadable(err)
+	}
+	k.absent = append(k.absent, path+" (not there)")
+	return nil
+}
+
+// dockerConfigPath returns where docker's config.json belongs, "" for nowhere.
+func dockerConfigPath(env Env) string {
+	dir := env.Get("DOCKER_CONFIG")
+	if dir == "" {
+		if env.Get("HOME") == "" {
+			return ""
+		}
+		dir = filepath.Join(env.Get("HOME"), ".docker")
+	}
+	return filepath.Join(dir, "config.json")
+}
+
+// podman reads the file of podman, buildah and skopeo: the one that is named, or
+// the first of its usual places that is there.
+func (k *keychainOpener) podman() error {
+	env := k.opt.Env
+	if p := env.Get("REGISTRY_AUTH_FILE"); p != "" {
+		b, err := os.ReadFile(p)
+		if isAbsent(err) {
+			return &keychain.ConfigError{
+				Err:    fmt.Errorf("read credentials: REGISTRY_AUTH_FILE=%s: there is no such file", p),
+				Remedy: "unset the variable, or write the file with podman login or hako login",
+			}
+		}
+		if err != nil {
+			return unreadable(err)
+		}
+		return k.add(b, p)
+	}
+	var places []string
+	if d := env.Get("XDG_RUNTIME_DIR"); d != "" {
+		places = append(places, filepath.Join(d, "containers", "auth.json"))
+	}
+	if d := env.Get("XDG_CONFIG_HOME"); d != "" {
+		places = append(places, filepath.Join(d, "containers", "auth.json"))
+	}
+	if d := env.Get("HOME"); d != "" {
+		places = append(places, filepath.Join(d, ".config", "containers", "auth.json"))
+	}
+	for _, p := range places {
+		b, err := os.ReadFile(p)
+		if err == nil {
+			return k.add(b, p)
+		}
+	}
+	k.absent = append(k.absent, "podman's auth.json (not there)")
+	return nil
+}
+
+func isAbsent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+}
+
+func unreadable(err error) error {
+	return &keychain.ConfigError{
+		Err:    fmt.Errorf("read credentials: %w", err),
+		Remedy: fmt.Sprintf("make it readable for user %d, as whom hako runs; in a pod, fsGroup or defaultMode does that", os.Getuid()),
+	}
+}
+
+// builtIn adds the sources that need no file of docker's.
+func (k *keychainOpener) builtIn() {
+	env := keychain.Getenv(k.opt.Env.Get)
+	all := map[string]func() keychain.Source{ // by the names of keychain.BuiltIn
+		"env":    func() keychain.Source { return keychain.NewEnv(env) },
+		"gitlab": func() keychain.Source { return keychain.NewGitLab(env) },
+		"github": func() keychain.Source { return keychain.NewGitHub(env) },
+	}
+	for _, name := range keychain.BuiltIn() {
+		if asked := k.opt.Registry.CredentialHelpers; asked != nil && !slices.Contains(asked, name) {
+			k.absent = append(k.absent, name+" (not in --credential-helpers)")
+			continue
+		}
+		if source := all[name]; source != nil {
+			k.sources = append(k.sources, source())
+		}
+	}
+}
