@@ -124,7 +124,8 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 	if b.git, err = openGit(opt, b.network, b.store); err != nil {
 		return nil, err
 	}
-	if b.contexts, err = openContexts(ctx, opt, &gitOpener{client: b.git, network: b.network, clock: b.clock, log: b.note}, b.network.client(), b.store); err != nil {
+	f := &fetcher{git: &gitOpener{client: b.git, network: b.network, clock: b.clock, log: b.note}, http: b.network.client(), store: b.store, opt: opt}
+	if b.contexts, err = openContexts(ctx, opt, f); err != nil {
 		return nil, err
 	}
 	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts}
@@ -300,6 +301,9 @@ func (b *build) close() error {
 	}
 	if b.keys != nil {
 		errs = append(errs, b.keys.Close())
+	}
+	if b.contexts != nil {
+		errs = append(errs, b.contexts.close())
 	}
 	if b.endStore != nil {
 		errs = append(errs, b.endStore())

@@ -9,13 +9,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"hako/internal/source"
-	"hako/internal/store"
 	"hako/internal/tree"
 )
 
@@ -36,7 +34,9 @@ type contexts struct {
 	filename string            // of the Dockerfile, for messages
 	dir      string            // of the context, for messages
 	remote   *remoteContext    // a context that is no directory; nil if it is one
+	text     []byte            // a Dockerfile in place of a context
 	opened   []place
+	closers  []io.Closer
 }
 
 // A place is a directory that a local source reads.
@@ -46,35 +46,54 @@ type place struct {
 }
 
 // openContexts opens the build context, the Dockerfile and the named contexts.
-func openContexts(ctx context.Context, opt *Options, g *gitOpener, client *http.Client, st *store.Store) (*contexts, error) {
+func openContexts(ctx context.Context, opt *Options, f *fetcher) (_ *contexts, err error) {
 	c := &contexts{locals: make(map[string]tree.FS), layouts: make(map[string]*source.Layout), opts: make(map[string]string)}
-	isGit, err := c.openGit(ctx, opt, g)
-	if err == nil && !isGit {
-		err = c.openDir(opt)
+	defer func() {
+		if err != nil {
+			_ = c.close()
+		}
+	}()
+	if err := c.openMain(ctx, opt, f); err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = c.openDockerfile(ctx, opt, client, st)
-	}
-	if err != nil {
+	if err := c.openDockerfile(ctx, opt, f); err != nil {
 		return nil, err
 	}
 	for name, value := range opt.NamedContexts {
-		if err := c.openNamed(name, value); err != nil {
+		if err := c.openNamed(ctx, name, value, f); err != nil {
 			return nil, fmt.Errorf("open the build context %q: %w", name, err)
 		}
 	}
 	return c, nil
 }
 
-// openDir opens a directory as the build context.
-func (c *contexts) openDir(opt *Options) error {
-	dir, err := localPath(opt.Context)
-	if err != nil {
+// openMain opens the build context.
+func (c *contexts) openMain(ctx context.Context, opt *Options, f *fetcher) error {
+	isGit, err := c.openGit(ctx, opt, f.git)
+	if err != nil || isGit {
 		return err
 	}
+	if isDir(opt.Context) {
+		return c.openDir(opt)
+	}
+	return c.openRemote(ctx, opt, f)
+}
+
+// close gives back what contexts take of the disk.
+func (c *contexts) close() error {
+	var errs []error
+	for _, x := range c.closers {
+		errs = append(errs, x.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openDir opens a directory as the build context.
+func (c *contexts) openDir(opt *Options) error {
+	dir := strings.TrimPrefix(opt.Context, "dir://")
 	if sub := opt.ContextSubPath; sub != "" {
 		if !filepath.IsLocal(sub) {
-			return fmt.Errorf("--context-sub-path=%s leads out of the build context", sub)
+			return outsideError(sub)
 		}
 		dir = filepath.Join(dir, sub)
 	}
@@ -87,15 +106,8 @@ func (c *contexts) openDir(opt *Options) error {
 	return nil
 }
 
-// localPath returns the directory that a context string names.
-func localPath(s string) (string, error) {
-	if p, ok := strings.CutPrefix(s, "dir://"); ok {
-		s = p
-	}
-	if s == "-" || strings.Contains(s, "://") {
-		return "", fmt.Errorf("build context %q: only directories are supported yet; unpack it first and name the directory", s)
-	}
-	return s, nil
+func outsideError(sub string) error {
+	return fmt.Errorf("--context-sub-path=%s leads out of the build context", sub)
 }
 
 func (c *contexts) open(dir string) (tree.FS, error) {
@@ -112,25 +124,28 @@ func (c *contexts) open(dir string) (tree.FS, error) {
 	}
 	sw := tree.NewSwitch(d)
 	c.opened = append(c.opened, place{path: path, sw: sw})
-	return sw, nil
+	return source.Projected(sw), nil
 }
 
-func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *http.Client, st *store.Store) error {
+func (c *contexts) openDockerfile(ctx context.Context, opt *Options, f *fetcher) error {
 	name := opt.Dockerfile
 	switch {
+	case c.text != nil: // the context is nothing else
+		c.setDockerfile(c.text)
+		return nil
 	case name == "-":
 		b, err := io.ReadAll(io.LimitReader(opt.Stdin, maxDockerfile))
 		if err != nil {
 			return fmt.Errorf("read the Dockerfile from standard input: %w", err)
 		}
-		c.locals[localDockerfile] = source.Bytes("Dockerfile", b)
-		name = "Dockerfile"
+		c.setDockerfile(b)
+		return nil
 	case strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://"):
-		f, err := source.FetchHTTP(ctx, client, st, name, source.HTTPOptions{Filename: "Dockerfile", MaxSize: maxDockerfile})
+		file, err := source.FetchHTTP(ctx, f.http, f.store, name, source.HTTPOptions{Filename: "Dockerfile", MaxSize: maxDockerfile})
 		if err != nil {
 			return err
 		}
-		c.locals[localDockerfile] = f.FS
+		c.locals[localDockerfile] = file.FS
 		name = "Dockerfile"
 	case c.remote != nil && !c.remote.isElsewhere(name):
 		return c.remote.dockerfile(c, name)
@@ -139,6 +154,9 @@ func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *htt
 		if err != nil {
 			return err
 		}
+		if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+			return c.readDockerfile(path)
+		}
 		fsys, err := c.open(filepath.Dir(path))
 		if err != nil {
 			return fmt.Errorf("open the Dockerfile's directory: %w", err)
@@ -146,12 +164,37 @@ func (c *contexts) openDockerfile(ctx context.Context, opt *Options, client *htt
 		c.locals[localDockerfile] = fsys
 		name = filepath.Base(path)
 	}
+	c.nameDockerfile(name)
+	return nil
+}
+
+// readDockerfile reads a pipe or a device, /dev/stdin for one.
+func (c *contexts) readDockerfile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the Dockerfile: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxDockerfile))
+	if err != nil {
+		return fmt.Errorf("read the Dockerfile: %w", err)
+	}
+	c.setDockerfile(b)
+	return nil
+}
+
+// setDockerfile makes b the Dockerfile.
+func (c *contexts) setDockerfile(b []byte) {
+	c.locals[localDockerfile] = source.Bytes("Dockerfile", b)
+	c.nameDockerfile("Dockerfile")
+}
+
+func (c *contexts) nameDockerfile(name string) {
 	c.filename = name
 	c.opts["filename"] = name
 	if c.remote != nil {
 		c.opts["dockerfilekey"] = localDockerfile // it is not in the context
 	}
-	return nil
 }
 
 // findDockerfile returns where the Dockerfile is: as given, else in the context.
@@ -199,7 +242,7 @@ func (e *NoDockerfileError) Explain() string {
 
 // openNamed opens one --build-context. What is no directory or layout is the
 // frontend's business: docker-image://, https:// and the like.
-func (c *contexts) openNamed(name, value string) error {
+func (c *contexts) openNamed(ctx context.Context, name, value string, f *fetcher) error {
 	key := "context:" + name
 	if rest, ok := strings.CutPrefix(value, "oci-layout://"); ok {
 		path, ref, _ := strings.Cut(rest, "@")
@@ -211,11 +254,19 @@ func (c *contexts) openNamed(name, value string) error {
 		}
 		return c.openLayout(key, name, path, ref, tag)
 	}
-	if strings.Contains(value, "://") || isGitAddress(value) {
+	var (
+		fsys tree.FS
+		err  error
+	)
+	switch {
+	case isFetched(value):
+		fsys, err = c.fetch(ctx, f, value, nil)
+	case isDir(value) && !isGitAddress(value):
+		fsys, err = c.open(strings.TrimPrefix(value, "dir://"))
+	default:
 		c.opts[key] = value
 		return nil
 	}
-	fsys, err := c.open(value)
 	if err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ const ignoreSuffix = ".dockerignore"
 func (c *contexts) about(name string) (facts ops.ContextFacts) {
 	if name == localContext {
 		facts.Where = c.dir
-		if abs, err := filepath.Abs(c.dir); err == nil {
+		if abs, err := filepath.Abs(c.dir); err == nil && c.remote == nil {
 			facts.Where = "dir://" + abs
 		}
 		facts.IgnoreName = c.filename + ignoreSuffix

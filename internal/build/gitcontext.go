@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,7 +20,6 @@ import (
 	"hako/internal/git"
 	"hako/internal/source"
 	"hako/internal/store"
-	"hako/internal/tree"
 )
 
 // openGit reads what fetching repositories needs: the keys of known ssh
@@ -67,43 +65,6 @@ func (b *build) resolveGit(ctx context.Context, op *pb.SourceOp) (*sourceresolve
 		r.CommitChecksum = t.Commit
 	}
 	return r, nil
-}
-
-// A remoteContext is a build context that is no directory.
-type remoteContext struct {
-	files tree.FS // nil if the frontend fetches it
-	name  string  // for messages
-}
-
-// isElsewhere reports whether a Dockerfile is a file of this machine, not of the
-// context: docker wants its whole path for that, kaniko takes any that is there.
-func (r *remoteContext) isElsewhere(name string) bool {
-	return filepath.IsAbs(name) || r.files != nil && name != "" && exists(name)
-}
-
-// dockerfile names a Dockerfile that is in the context.
-func (r *remoteContext) dockerfile(c *contexts, name string) error {
-	if name == "" {
-		name = "Dockerfile"
-	}
-	name = filepath.ToSlash(filepath.Clean(name))
-	c.filename = name
-	c.opts["filename"] = name
-	if r.files == nil {
-		return nil
-	}
-	p, err := tree.Resolve(r.files, name, true)
-	if err == nil {
-		_, err = r.files.Lstat(p)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return &NoDockerfileError{Looked: []string{name + " in " + r.name}}
-	}
-	if err != nil {
-		return err
-	}
-	c.locals[localDockerfile] = r.files
-	return nil
 }
 
 // isGitAddress reports whether a context is a repository, as docker writes it.
@@ -193,7 +154,7 @@ func parseKanikoGit(s, method string) (kanikoGit, error) {
 func (c *contexts) openKanikoGit(ctx context.Context, opt *Options, g *gitOpener) error {
 	k, err := parseKanikoGit(opt.Context, opt.Env.Get("GIT_PULL_METHOD"))
 	if err != nil {
-		return fmt.Errorf("build context %q: %w", redactContext(opt.Context), err)
+		return fmt.Errorf("build context %q: %w", RedactContext(opt.Context), err)
 	}
 	if b := opt.Git.Branch; b != "" {
 		if k.ref != "" && k.ref != b {
@@ -219,20 +180,8 @@ func (c *contexts) openKanikoGit(ctx context.Context, opt *Options, g *gitOpener
 		return fmt.Errorf("build context: %w", err)
 	}
 	g.log("git context: commit %s", t.Commit)
-	c.remote = &remoteContext{files: t.FS, name: redactContext(opt.Context)}
-	c.dir = c.remote.name
-	c.locals[localContext] = t.FS
+	c.setRemote(t.FS, RedactContext(opt.Context), opt)
 	return nil
-}
-
-// redactContext returns a context without the credentials that a URL may hold.
-func redactContext(s string) string {
-	scheme, rest, ok := strings.Cut(s, "://")
-	host, path, _ := strings.Cut(rest, "/")
-	if i := strings.LastIndexByte(host, '@'); ok && i >= 0 {
-		return scheme + "://xxxxx@" + host[i+1:] + "/" + path
-	}
-	return s
 }
 
 // kanikoCredentials returns those of the environment, as kaniko reads it, for

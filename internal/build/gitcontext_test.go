@@ -46,7 +46,7 @@ func TestParseKanikoGit(t *testing.T) {
 			t.Errorf("isKanikoGit(%q) = %v", s, got)
 		}
 	}
-	if got := redactContext("git://u:p@ss@h/a@b#c"); got != "git://xxxxx@h/a@b#c" {
+	if got := RedactContext("git://u:p@ss@h/a@b#c"); got != "git://xxxxx@h/a@b#c" {
 		t.Errorf("redacted: %s", got)
 	}
 }

@@ -141,6 +141,7 @@ func (a *App) runBuild(ctx context.Context, v *buildValues, known []*knownFlag, 
 			}
 		}
 	}
+	a.hintAtStdin(&opt)
 	return a.showBuild(ctx, opt)
 }
 
@@ -213,8 +214,13 @@ func isQuiet(mode string) bool { return mode == "quiet" || mode == "none" || mod
 
 // isTerminal reports whether w can be redrawn. TERM=dumb says that it cannot.
 func (a *App) isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || a.Env.Get("TERM") == "dumb" {
+	return a.Env.Get("TERM") != "dumb" && isConsole(w)
+}
+
+// isConsole reports whether a stream is a terminal.
+func isConsole(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
 		return false
 	}
 	_, err := console.ConsoleFromFile(f)

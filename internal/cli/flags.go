@@ -241,7 +241,6 @@ func knownFlags() []*knownFlag {
 		"cache-from", "cache-to",
 	}
 	table := []*knownFlag{
-		{name: "bucket", refuse: notYet},
 		{name: "registry-mirror", refuse: notYet},
 		{name: "registry-map", refuse: notYet},
 		{name: "skip-default-registry-fallback", isBool: true, refuse: notYet},

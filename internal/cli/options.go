@@ -38,6 +38,7 @@ type buildValues struct {
 	noCache, pull, force                                bool
 	progress, verbosity                                 string
 	kanikoValues
+	contextValues
 	registryValues
 }
 
@@ -67,7 +68,8 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 }
 
 func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
-	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, or a git URL[#REF[:DIR]]; of the executor git://HOST/PATH[#REF[#COMMIT]]")
+	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, - or tar://FILE for a tar, https://…, or a git URL[#REF[:DIR]]; of the executor git://HOST/PATH[#REF[#COMMIT]]")
+	v.addContextFlags(f)
 	f.StringVar(&v.contextSubPath, "context-sub-path", "", "use this `DIR` of the context as the context")
 	f.StringArrayVar(&v.git, "git", nil, "`key=value` for a git context of the executor: branch, single-branch, recurse-submodules, insecure-skip-tls, depth (repeatable)")
 	f.StringVarP(&v.file, "file", "f", "", "`PATH` of the Dockerfile, \"-\" for standard input; also --dockerfile (default CONTEXT/Dockerfile)")
@@ -190,7 +192,10 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	if err != nil {
 		return opt, err
 	}
-	opt.Context, opt.Dockerfile = v.context, v.file
+	if opt.Context, err = v.bucketContext(v.context); err != nil {
+		return opt, err
+	}
+	opt.Dockerfile = stdinFile(v.file)
 	opt.Syntax = v.syntax
 	opt.ContextSubPath = v.contextSubPath
 	opt.Destinations, opt.Tags = v.destinations, v.tags
@@ -414,8 +419,6 @@ func checkStreams(opt *build.Options) error {
 	}
 	return nil
 }
-
-func isStdin(context string) bool { return context == "-" || context == "tar://stdin" }
 
 // checkResult makes sure that the image goes where the user thinks it does. A
 // name alone must not push by surprise, nor a build be for nothing.

@@ -49,11 +49,11 @@ func (l *Layer) openContent(ctx context.Context, off, size int64, want digest.Di
 	}
 	c, err := l.takeCursor(ctx, off)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+		return nil, fmt.Errorf("%s: %w", l.name(), err)
 	}
 	if err := c.seek(off); err != nil {
 		_ = c.close()
-		return nil, fmt.Errorf("layer %s: seek to %d: %w", l.desc.Digest, off, err)
+		return nil, fmt.Errorf("%s: seek to %d: %w", l.name(), off, err)
 	}
 	return &content{l: l, c: c, left: size, want: want, sum: sha256.New()}, nil
 }
@@ -160,7 +160,7 @@ func (r *content) Read(p []byte) (int, error) {
 func (r *content) finish() error {
 	r.err = io.EOF
 	if got := digest.NewDigest(digest.SHA256, r.sum); r.want != "" && got != r.want {
-		r.err = fmt.Errorf("layer %s: a file's bytes are not those of its index: %w", r.l.desc.Digest, ErrDigestMismatch)
+		r.err = fmt.Errorf("%s: a file's bytes are not those of its index: %w", r.l.name(), ErrDigestMismatch)
 	}
 	return r.err
 }

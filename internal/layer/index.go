@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"sort"
 	"time"
 
@@ -246,14 +247,23 @@ func openIndex(st *store.Store, id digest.Digest) (*index, error) {
 		return nil, err
 	}
 	defer f.Close()
+	x, err := loadIndex(f)
+	if err != nil {
+		return nil, fmt.Errorf("index of %s: %w", id, err)
+	}
+	return x, nil
+}
+
+// loadIndex maps the index in f.
+func loadIndex(f *os.File) (*index, error) {
 	data, unmap, err := mapFile(f)
 	if err != nil {
-		return nil, fmt.Errorf("map index of %s: %w", id, err)
+		return nil, fmt.Errorf("map: %w", err)
 	}
 	x, err := parseIndex(data)
 	if err != nil {
 		_ = unmap()
-		return nil, fmt.Errorf("index of %s: %w", id, err)
+		return nil, err
 	}
 	x.unmap = unmap
 	return x, nil

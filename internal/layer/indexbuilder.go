@@ -20,6 +20,7 @@ import (
 type indexBuilder struct {
 	chunks  [][]byte // never copied to grow: an index of a large layer is tens of megabytes
 	pos     []place
+	size    int            // of the chunks' content
 	links   map[int]string // record number → target path, for hard links
 	implied bool
 	low     bool // there are links to lower layers
@@ -34,7 +35,9 @@ func (b *indexBuilder) add(r *record) error {
 	// A record larger than maxRecord, with long attributes, makes append move
 	// the chunk, which changes no offset.
 	b.pos = append(b.pos, place{uint32(last), uint32(len(b.chunks[last]))})
+	before := len(b.chunks[last])
 	b.chunks[last] = appendRecord(b.chunks[last], r)
+	b.size += len(b.chunks[last]) - before
 	return nil
 }
 

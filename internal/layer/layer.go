@@ -71,6 +71,14 @@ func (l *Layer) DiffID() image.DiffID { return l.diffID }
 // Descriptor returns media type, digest and size of the compressed blob.
 func (l *Layer) Descriptor() ocispecs.Descriptor { return l.desc }
 
+// name returns what to call the layer in an error.
+func (l *Layer) name() string {
+	if l.desc.Digest == "" {
+		return "archive"
+	}
+	return "layer " + l.desc.Digest.String()
+}
+
 // Local tells whether the blob is on this disk already.
 func (l *Layer) Local() bool {
 	_, ok := l.st.Has(store.Blobs, l.desc.Digest)
@@ -103,6 +111,9 @@ func (l *Layer) OpenAt(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
 func (l *Layer) openAt(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	if l.desc.Digest == "" { // an archive
+		return l.src.Open(ctx, offset)
+	}
 	f, err := l.st.Get(store.Blobs, l.desc.Digest)
 	if errors.Is(err, fs.ErrNotExist) && l.src != nil {
 		return l.src.Open(ctx, offset)

@@ -165,10 +165,10 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 		defer spoolTo.Discard()
 		in = io.TeeReader(in, spoolTo)
 	}
-	var points []gz.Checkpoint
+	var points restarts
 	plain, err := decompress(in, l.desc.MediaType, func(p gz.Checkpoint) error {
 		if known == nil {
-			points = append(points, p)
+			points.add(p)
 		}
 		return nil
 	})
@@ -211,7 +211,7 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	if known != nil {
 		return known, nil
 	}
-	return l.saveIndex(s.build, points)
+	return l.saveIndex(s.build, points.list)
 }
 
 // blame reads the rest of a blob that could not be read as a layer: if its bytes
@@ -224,6 +224,30 @@ func blame(ctx context.Context, in io.Reader, err error) error {
 		return rerr
 	}
 	return err
+}
+
+// restarts are places in a gzip blob where reading can start. Each holds 32 KiB of
+// memory, so of a blob that inflates to more they are farther apart.
+type restarts struct {
+	list  []gz.Checkpoint
+	every int64
+}
+
+const maxRestarts = 1024
+
+func (r *restarts) add(p gz.Checkpoint) {
+	if n := len(r.list); n > 0 && p.Out-r.list[n-1].Out < r.every {
+		return
+	}
+	if len(r.list) == maxRestarts {
+		for i := range maxRestarts / 2 {
+			r.list[i] = r.list[2*i]
+		}
+		clear(r.list[maxRestarts/2:])
+		r.list = r.list[:maxRestarts/2]
+		r.every = 2 * max(r.every, checkpointEvery)
+	}
+	r.list = append(r.list, p)
 }
 
 // saveIndex stores a finished index and maps it.
@@ -273,9 +297,11 @@ type scanner struct {
 	dst   target        // nil: nothing is unpacked
 	build *indexBuilder // nil: the index is known
 	known *index
-	n     int64 // bytes of the tar read so far
-	sum   hash.Hash
-	buf   []byte
+	// isArchive: no name is a whiteout, and there is a limit to how many there are.
+	isArchive bool
+	n         int64 // bytes of the tar read so far
+	sum       hash.Hash
+	buf       []byte
 	// made holds the names made so far and their parents; nil if there is no
 	// deletion yet that could be about them.
 	made map[string]bool
@@ -315,7 +341,13 @@ func (s *scanner) header(h *tar.Header, tr *tar.Reader) error {
 	if err != nil {
 		return err
 	}
+	if s.isArchive && (len(s.build.pos) >= maxEntries || s.build.size >= maxIndexSize) {
+		return ErrTooManyFiles
+	}
 	m, p := parseMarker(name)
+	if s.isArchive {
+		m = noMarker
+	}
 	switch m {
 	case metaMarker:
 		return nil
@@ -334,6 +366,9 @@ func (s *scanner) header(h *tar.Header, tr *tar.Reader) error {
 	e, err := entryOf(h, name)
 	if err != nil {
 		return err
+	}
+	if s.isArchive {
+		e.Xattrs = nil // a build takes none from its context
 	}
 	return s.entry(e, s.n, tr)
 }
@@ -460,7 +495,7 @@ func entryOf(h *tar.Header, name string) (*tree.Entry, error) {
 			e.Size = 0
 		}
 	case tar.TypeGNUSparse:
-		return nil, fmt.Errorf("/%s: GNU sparse files in layers are not supported", name)
+		return nil, fmt.Errorf("/%s: sparse files in archives are not supported", name)
 	case tar.TypeDir:
 		e.Mode |= tree.ModeDir
 	case tar.TypeSymlink:
@@ -476,7 +511,7 @@ func entryOf(h *tar.Header, name string) (*tree.Entry, error) {
 		return nil, fmt.Errorf("/%s: tar entry of unknown type %q", name, h.Typeflag)
 	}
 	if h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != "" {
-		return nil, fmt.Errorf("/%s: sparse files in layers are not supported", name)
+		return nil, fmt.Errorf("/%s: sparse files in archives are not supported", name)
 	}
 	if e.Mode.IsDevice() {
 		e.Major, e.Minor = uint32(h.Devmajor), uint32(h.Devminor)

@@ -33,10 +33,10 @@ type unpacker struct {
 	spool *spool
 
 	src     tree.FS
-	archive string // path in src
-	direct  bool   // contents can be read where they lie
-	dest    string // path in dst
-	in      subtree
+	archive string  // path in src
+	direct  bool    // contents can be read where they lie
+	dest    string  // path in dst
+	in      tree.FS // the tree below dest
 }
 
 // unpack unpacks the source file from to dest if it is an archive, and reports
@@ -56,7 +56,7 @@ func (u *unpacker) unpack(src tree.FS, from, dest string) (bool, error) {
 	if err := mkdirAll(u.dst, u.dest, 0o755, u.own, u.when); err != nil {
 		return false, err
 	}
-	u.in = subtree{u.dst, u.dest}
+	u.in = tree.Sub(u.dst, u.dest)
 	return true, u.read()
 }
 
@@ -75,7 +75,7 @@ func (u *unpacker) isArchive() (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	r, _, err := decompress(f)
+	r, _, err := layer.Decompress(f)
 	if err != nil {
 		return false, nil
 	}
@@ -91,7 +91,7 @@ func (u *unpacker) read() error {
 		return err
 	}
 	defer f.Close()
-	r, plain, err := decompress(f)
+	r, plain, err := layer.Decompress(f)
 	if err != nil {
 		return err
 	}
@@ -346,32 +346,3 @@ func (c *counter) Read(b []byte) (int, error) {
 	c.n += int64(n)
 	return n, err
 }
-
-// A subtree is the tree below a directory.
-type subtree struct {
-	fsys tree.FS
-	dir  string
-}
-
-func (s subtree) rel(e tree.Entry) tree.Entry {
-	e.Path = strings.TrimPrefix(strings.TrimPrefix(e.Path, s.dir), "/")
-	return e
-}
-
-// Lstat implements tree.FS.
-func (s subtree) Lstat(p string) (tree.Entry, error) {
-	e, err := s.fsys.Lstat(tree.Join(s.dir, p))
-	return s.rel(e), err
-}
-
-// ReadDir implements tree.FS.
-func (s subtree) ReadDir(p string) ([]tree.Entry, error) {
-	es, err := s.fsys.ReadDir(tree.Join(s.dir, p))
-	for i := range es {
-		es[i] = s.rel(es[i])
-	}
-	return es, err
-}
-
-// Open implements tree.FS.
-func (s subtree) Open(p string) (io.ReadCloser, error) { return s.fsys.Open(tree.Join(s.dir, p)) }

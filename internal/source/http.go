@@ -68,27 +68,20 @@ func FetchHTTP(ctx context.Context, client *http.Client, st *store.Store, rawURL
 	}
 	attempts, delay := opt.Attempts, opt.Delay
 	if attempts <= 0 {
-		attempts = 5
+		attempts = maxAttempts
 	}
 	if delay <= 0 {
-		delay = 500 * time.Millisecond
+		delay = firstDelay
 	}
-	for n := 1; ; n++ {
-		f, err := fetchOnce(ctx, client, st, rawURL, opt)
-		if err == nil {
-			return f, nil
-		}
-		var again *passingError
-		if n >= attempts || ctx.Err() != nil || !errors.As(err, &again) {
-			return nil, fmt.Errorf("fetch %s: %w", shown, err)
-		}
-		wait := max(delay<<(n-1), again.after)
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("fetch %s: %w", shown, err)
-		case <-time.After(wait):
-		}
+	var f *HTTPFile
+	err := retry(ctx, attempts, delay, func() (err error) {
+		f, err = fetchOnce(ctx, client, st, rawURL, opt)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", shown, err)
 	}
+	return f, nil
 }
 
 // A passingError is worth another attempt, but not before some time.
@@ -109,21 +102,11 @@ func (e *HTTPStatusError) Error() string {
 }
 
 func fetchOnce(ctx context.Context, client *http.Client, st *store.Store, rawURL string, opt HTTPOptions) (*HTTPFile, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, nil)
+	resp, err := get(ctx, client, rawURL, opt.Header)
 	if err != nil {
-		return nil, withoutURL(err)
-	}
-	for k, v := range opt.Header {
-		req.Header[http.CanonicalHeaderKey(k)] = v
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, transportError(withoutURL(err))
+		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode < 200 || resp.StatusCode >= 300 {
-		return nil, statusError(resp)
-	}
 	f := &HTTPFile{Name: httpFileName(rawURL, opt.Filename, resp.Header)}
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		f.LastModified = t
@@ -137,6 +120,28 @@ func fetchOnce(ctx context.Context, client *http.Client, st *store.Store, rawURL
 	}
 	f.FS = f.tree(st, opt)
 	return f, nil
+}
+
+// get sends a request and returns the answer if it is a success. Its errors have
+// no URL.
+func get(ctx context.Context, client *http.Client, rawURL string, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, nil)
+	if err != nil {
+		return nil, withoutURL(err)
+	}
+	for k, v := range header {
+		req.Header[http.CanonicalHeaderKey(k)] = v
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, transportError(withoutURL(err))
+	}
+	if resp.StatusCode < 200 || resp.StatusCode >= 300 {
+		err := statusError(resp)
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp, nil
 }
 
 // save streams body into the store and verifies it on the way.
