@@ -4,20 +4,24 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"hako/internal/cache"
 	"hako/internal/frontend"
 	"hako/internal/image"
 	"hako/internal/keychain"
@@ -36,6 +40,35 @@ var ErrNothingToDo = errors.New("nothing to do with the result: add --push, -o o
 // executes the graph, puts the container back as it was and sends the image
 // where it was asked for.
 func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) {
+	if !opt.Cache.isOn() {
+		return runOnce(ctx, opt, nil, sink)
+	}
+	fromStdin := opt.Dockerfile == "-" && opt.Stdin != nil
+	var dockerfile []byte
+	if fromStdin { // it may have to be read again
+		var err error
+		if dockerfile, err = io.ReadAll(io.LimitReader(opt.Stdin, maxDockerfile)); err != nil {
+			return nil, fmt.Errorf("read the Dockerfile from standard input: %w", err)
+		}
+	}
+	distrust := map[digest.Digest]bool{}
+	for {
+		if fromStdin {
+			opt.Stdin = bytes.NewReader(dockerfile)
+		}
+		res, err := runOnce(ctx, opt, distrust, sink)
+		lost, ok := errors.AsType[*cache.LostError](err)
+		if !ok || ctx.Err() != nil || distrust[lost.Layer] || opt.Context == "-" || strings.HasPrefix(opt.Context, "tar://stdin") {
+			return res, err
+		}
+		// What was found in the cache and then could not be had is made anew. What
+		// was made meanwhile is there, if the cache can be written.
+		distrust[lost.Layer] = true
+		progress.Start(sink, digest.FromString("lost "+lost.Layer.String()), "[internal] building again without what the cache has lost: "+lost.Error()).Done(nil)
+	}
+}
+
+func runOnce(ctx context.Context, opt Options, distrust map[digest.Digest]bool, sink progress.Sink) (*Result, error) {
 	started := time.Now()
 	files := plannedFiles(&opt) // before their paths are made absolute
 	if opt.Call == CallPlan {
@@ -46,7 +79,7 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 		watch = newStopwatch(sink)
 		sink = watch
 	}
-	b, err := open(ctx, &opt, sink, started)
+	b, err := open(ctx, &opt, distrust, sink, started)
 	if err != nil {
 		return nil, err
 	}
@@ -83,13 +116,14 @@ type build struct {
 	vault    *vault
 	room     *room
 	outputs  *outputs
+	cache    *buildCache // nil: none
 	interp   *ops.Interpreter
 	solver   *solver.Solver
 }
 
 // open reads and opens whatever the build needs from outside. Nothing is opened
 // by its path later, when another root may be installed.
-func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) (_ *build, err error) {
+func open(ctx context.Context, opt *Options, distrust map[digest.Digest]bool, sink progress.Sink, now time.Time) (_ *build, err error) {
 	b := &build{opt: opt, sink: sink, meter: &meter{}, clock: now}
 	if opt.SourceDateEpoch != nil {
 		b.clock = *opt.SourceDateEpoch
@@ -133,6 +167,9 @@ func open(ctx context.Context, opt *Options, sink progress.Sink, now time.Time) 
 		return nil, err
 	}
 	b.outputs.http = b.network.client()
+	if err := b.openCache(ctx, distrust); err != nil {
+		return nil, err
+	}
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
 	b.room.outside = outside
 	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
@@ -162,9 +199,11 @@ func (b *build) wire(ctx context.Context) {
 		Write: b.layerOptions(),
 		About: b.contexts.about, OnLayer: b.outputs.made,
 	})
-	b.solver = solver.New(ctx, b.interp, solver.Options{
-		SerialExec: b.room.serial, Commands: maxCommands(), Sink: b.sink, Plan: b.plan,
-	})
+	so := solver.Options{SerialExec: b.room.serial, Commands: maxCommands(), Sink: b.sink, Plan: b.plan}
+	if b.cache != nil {
+		so.Cache = b.cache
+	}
+	b.solver = solver.New(ctx, b.interp, so)
 }
 
 // clamp returns the latest time for files in new layers, nil for none.
@@ -188,11 +227,11 @@ func (b *build) layerAnnotations() map[string]string {
 }
 
 // plan looks at a graph before its first vertex is executed.
-func (b *build) plan(_ context.Context, g *solver.Graph) error {
+func (b *build) plan(_ context.Context, g *solver.Graph, needed func(*solver.Vertex) bool) error {
 	f := graphFacts(g)
 	b.interp.Plan(f)
-	if hasExec(g) {
-		b.room.need(usedPaths(g, f))
+	if hasExec(g, needed) {
+		b.room.need(usedPaths(g, f, needed))
 		b.note("%s · %s", b.room.describe(), limits())
 	}
 	return nil
@@ -299,6 +338,9 @@ func (b *build) close() error {
 	if b.outputs != nil {
 		b.outputs.close()
 	}
+	if b.cache != nil {
+		errs = append(errs, b.cache.Close())
+	}
 	if b.keys != nil {
 		errs = append(errs, b.keys.Close())
 	}
@@ -315,6 +357,14 @@ func (b *build) summarize(s *Summary, started time.Time) {
 	s.Elapsed = time.Since(started)
 	s.Downloaded, s.Uploaded = b.meter.received.Load(), b.meter.sent.Load()
 	s.PeakMemory = peakMemory()
+	if b.cache != nil {
+		for _, o := range b.cache.Outcomes() {
+			s.Steps++
+			if o.Hit {
+				s.Cached++
+			}
+		}
+	}
 }
 
 func hostPlatform() ocispecs.Platform {

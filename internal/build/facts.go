@@ -34,10 +34,10 @@ func graphFacts(g *solver.Graph) ops.Facts {
 // usedPaths returns the paths that the graph's commands, and the instructions
 // that their roots are made of, name: a volume of the container at one of them
 // has to make room.
-func usedPaths(g *solver.Graph, f ops.Facts) []string {
+func usedPaths(g *solver.Graph, f ops.Facts, needed func(*solver.Vertex) bool) []string {
 	var paths []string
 	for _, v := range g.Vertices() {
-		if !v.IsExec() && !f.UnderExec[v.Digest] {
+		if v.IsExec() && !needed(v) || !v.IsExec() && !f.UnderExec[v.Digest] {
 			continue
 		}
 		if e := v.Op.GetExec(); e != nil {
@@ -62,10 +62,10 @@ func usedPaths(g *solver.Graph, f ops.Facts) []string {
 	return paths
 }
 
-// hasExec tells whether the graph runs anything.
-func hasExec(g *solver.Graph) bool {
+// hasExec tells whether the graph runs anything that is needed.
+func hasExec(g *solver.Graph, needed func(*solver.Vertex) bool) bool {
 	for _, v := range g.Vertices() {
-		if v.IsExec() {
+		if v.IsExec() && needed(v) {
 			return true
 		}
 	}

@@ -91,7 +91,12 @@ func (n *network) insecureClient() *http.Client {
 }
 
 // openRegistry returns the client for all registries of the build.
-func openRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent func(int64)) (_ *registry.Client, err error) {
+func openRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent func(int64)) (*registry.Client, error) {
+	return newRegistry(opt, n, keys, received, sent, func(*registry.Options) {})
+}
+
+// newRegistry returns a client with options that tune may change.
+func newRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent func(int64), tune func(*registry.Options)) (_ *registry.Client, err error) {
 	r := &opt.Registry
 	certs := make(map[string][]byte)
 	for host, path := range r.Certificates {
@@ -99,12 +104,14 @@ func openRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent
 			return nil, fmt.Errorf("read the certificate for %s: %w", host, err)
 		}
 	}
-	return registry.New(registry.Options{
+	ro := registry.Options{
 		Insecure: r.Insecure, InsecurePull: r.InsecurePull, InsecureRegistries: r.InsecureRegistries,
 		SkipTLSVerify: r.SkipTLSVerify, SkipTLSVerifyPull: r.SkipTLSVerifyPull, SkipTLSVerifyRegistries: r.SkipTLSVerifyRegistries,
 		RootCAs: n.roots, Certificates: certs, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
 		Retries: max(5, r.PushRetry, r.PullRetry), Received: received, Sent: sent,
-	})
+	}
+	tune(&ro)
+	return registry.New(ro)
 }
 
 // A vault has the secrets and ssh agents that commands may ask for.

@@ -137,6 +137,9 @@ type Options struct {
 	// NoCacheStages asks the same for single stages.
 	NoCacheStages []string
 
+	// Cache is where results are kept between builds.
+	Cache CacheOptions
+
 	// WorkDir is where roots, blobs and indexes are kept; "" is the default.
 	WorkDir string
 	// Progress is the mode of the display: "auto", "tty", "plain", "rawjson",

@@ -157,7 +157,7 @@ type Early struct {
 
 	mu      sync.Mutex
 	wg      sync.WaitGroup
-	started map[digest.Digest]bool
+	started map[digest.Digest]chan struct{} // closed when the push has ended
 	err     error
 }
 
@@ -181,7 +181,7 @@ func NewEarly(ctx context.Context, p Pusher, tags []name.Tag) *Early {
 		}
 		return nil
 	}
-	return &Early{push: push, cancel: cancel, started: map[digest.Digest]bool{}}
+	return &Early{push: push, cancel: cancel, started: map[digest.Digest]chan struct{}{}}
 }
 
 // Start begins to push l, once. It must only be given layers that are sure to
@@ -189,9 +189,11 @@ func NewEarly(ctx context.Context, p Pusher, tags []name.Tag) *Early {
 func (e *Early) Start(l *layer.Layer) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if d := l.Descriptor().Digest; !e.started[d] {
-		e.started[d] = true
+	if d := l.Descriptor().Digest; e.started[d] == nil {
+		done := make(chan struct{})
+		e.started[d] = done
 		e.wg.Go(func() {
+			defer close(done)
 			if err := e.push(l); err != nil {
 				e.mu.Lock()
 				defer e.mu.Unlock()
@@ -201,6 +203,21 @@ func (e *Early) Start(l *layer.Layer) {
 			}
 		})
 	}
+}
+
+// Settle waits until the push of l has ended, and tells whether there was one.
+func (e *Early) Settle(ctx context.Context, l *layer.Layer) bool {
+	e.mu.Lock()
+	done := e.started[l.Descriptor().Digest]
+	e.mu.Unlock()
+	if done == nil {
+		return false
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	return true
 }
 
 // Wait waits for the pushes that were started and returns the first error.

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -53,11 +54,15 @@ type Layer struct {
 	st      *store.Store
 	src     Source // nil: the blob is in st
 	changes iter.Seq2[tree.Change, error]
+	isKnown bool
+	remote  func(ctx context.Context) (io.ReadCloser, error) // of the index; nil if nowhere
 
 	pass sync.Mutex // held by the one pass that streams the blob
 	mu   sync.Mutex
 	idx  *index
 	idle []*cursor
+	// content is the ContentID once it is known.
+	content digest.Digest
 }
 
 // New returns a layer whose blob, described by desc, src can open.

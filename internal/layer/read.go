@@ -87,11 +87,22 @@ func (l *Layer) index(ctx context.Context) (*index, error) {
 	if x := l.loadedIndex(); x != nil {
 		return x, nil
 	}
+	if l.remote != nil {
+		// Without it the layer itself is read: slower, and as good.
+		if x, err := l.fetchIndex(ctx); err == nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.idx = x
+			return x, nil
+		} else if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
 	return l.stream(ctx, nil, true)
 }
 
-// HasIndex tells whether the layer's index is known without streaming it.
-func (l *Layer) HasIndex() bool { return l.loadedIndex() != nil }
+// HasIndex tells whether the layer's index can be had without streaming it.
+func (l *Layer) HasIndex() bool { return l.remote != nil || l.loadedIndex() != nil }
 
 func (l *Layer) loadedIndex() *index {
 	l.mu.Lock()

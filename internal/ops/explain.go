@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"hako/internal/source"
+	"hako/internal/tree"
 )
 
 // ContextFacts are what messages say of a build context.
@@ -35,10 +36,11 @@ type view struct {
 	opt  source.LocalOptions
 }
 
-func (in *Interpreter) remember(name string, fsys *source.LocalFS, opt source.LocalOptions) {
+// remember notes that fsys, which ops are given, shows the part local of a context.
+func (in *Interpreter) remember(name string, fsys tree.FS, local *source.LocalFS, opt source.LocalOptions) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.views[fsys] = view{name: name, fs: fsys, opt: opt}
+	in.views[fsys] = view{name: name, fs: local, opt: opt}
 }
 
 // Explain tells where the path was looked for, and what is like it there.

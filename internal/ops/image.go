@@ -126,8 +126,9 @@ func (in *Interpreter) local(name string, attrs map[string]string) (*layer.Ref, 
 	if err != nil {
 		return nil, fmt.Errorf("context %q: %w", name, err)
 	}
-	in.remember(name, view, opt)
-	return &layer.Ref{FS: view}, nil
+	fsys := newSummed(view)
+	in.remember(name, fsys, view, opt)
+	return &layer.Ref{FS: fsys}, nil
 }
 
 func (in *Interpreter) http(ctx context.Context, op *pb.SourceOp) (*layer.Ref, error) {

@@ -8,9 +8,11 @@ import (
 	"hash"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -165,4 +167,83 @@ func (e *keyEncoder) value(fd protoreflect.FieldDescriptor, v protoreflect.Value
 	default:
 		e.number(uint64(v.Int()))
 	}
+}
+
+// cacheVersion is raised when ops come to make other results of the same graph.
+const cacheVersion = "hako.cache.v1"
+
+// newCacheKey begins a key under which a result of v is kept between builds: it
+// has all of the op itself. What it says of inputs follows.
+func newCacheKey(kind, salt string, v *Vertex) *keyEncoder {
+	e := &keyEncoder{h: digest.SHA256.Hash()}
+	e.text(cacheVersion)
+	e.text(kind)
+	e.text(salt)
+	e.platform(v.Op)
+	e.message(v.Op.ProtoReflect())
+	e.number(uint64(len(v.Inputs)))
+	return e
+}
+
+func (e *keyEncoder) key() Key { return Key(digest.NewDigest(digest.SHA256, e.h)) }
+
+// sourceKey is that of an image known by its digest; others are "". Under
+// which name it was asked for makes no difference.
+func sourceKey(v *Vertex) Key {
+	_, dgst, ok := strings.Cut(v.Op.GetSource().GetIdentifier(), "@")
+	if !ok || !platformSource(v.Op.GetSource()) {
+		return ""
+	}
+	e := &keyEncoder{h: digest.SHA256.Hash()}
+	e.text(cacheVersion)
+	e.text("image")
+	e.text(dgst)
+	e.platform(v.Op)
+	return e.key()
+}
+
+// sourceName is what messages call a source: its reference without digest.
+func (v *Vertex) sourceName() string {
+	name := v.Op.GetSource().GetIdentifier()
+	for _, scheme := range []string{"docker-image://", "oci-layout://", "local://"} {
+		name = strings.TrimPrefix(name, scheme)
+	}
+	name, _, _ = strings.Cut(name, "@")
+	return name
+}
+
+// instruction returns the text of the instruction that v came from, or its name.
+func (v *Vertex) instruction() string {
+	if len(v.Lines) == 0 {
+		return v.Name
+	}
+	lines := strings.Split(string(v.Text), "\n")
+	var out []string
+	for _, r := range v.Lines {
+		for n := r[0]; n <= r[1] && n <= len(lines); n++ {
+			if n > 0 {
+				out = append(out, lines[n-1])
+			}
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// opParts are the parts of v's own op: the variables of a command one by one, so
+// that one that changed can be named, and a hash of the rest.
+func opParts(v *Vertex) []Part {
+	var parts []Part
+	op := v.Op
+	if env := op.GetExec().GetMeta().GetEnv(); len(env) > 0 {
+		for _, item := range env {
+			name, value, _ := strings.Cut(item, "=")
+			parts = append(parts, Part{Kind: PartEnv, Name: name, Value: value})
+		}
+		op = proto.CloneOf(op)
+		op.GetExec().Meta.Env = nil
+	}
+	e := &keyEncoder{h: digest.SHA256.Hash()}
+	e.platform(op)
+	e.message(op.ProtoReflect())
+	return append(parts, Part{Kind: PartOp, Value: string(e.key())})
 }

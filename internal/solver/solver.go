@@ -15,6 +15,7 @@ import (
 
 	"hako/internal/layer"
 	"hako/internal/progress"
+	"hako/internal/tree"
 )
 
 // An Executor computes vertices. Its methods are called from many goroutines.
@@ -27,6 +28,10 @@ type Executor interface {
 	// nil is the empty tree. It returns one result for each output of op.
 	// dgst and name are those of the progress events, which the solver sends.
 	Execute(ctx context.Context, op *pb.Op, dgst digest.Digest, name string, inputs []*layer.Ref) ([]*layer.Ref, error)
+
+	// Selected returns what op reads of its input ref, the one with that number,
+	// or nil if that is a chain of layers of which it uses all.
+	Selected(ctx context.Context, op *pb.Op, number int, ref *layer.Ref) (*tree.Selection, error)
 
 	// Release tells that no vertex that is now asked for will use ref as an
 	// input. What was kept for it beyond its layers, like a root on disk,
@@ -50,8 +55,11 @@ type Options struct {
 	// Sink gets Started and Done events; nil discards them.
 	Sink progress.Sink
 	// Plan, if set, is called with each graph before any vertex of it is
-	// executed.
-	Plan func(ctx context.Context, g *Graph) error
+	// executed, but for directories that keys depend on. needed tells whether a
+	// vertex has to be executed.
+	Plan func(ctx context.Context, g *Graph, needed func(*Vertex) bool) error
+	// Cache, if set, remembers results between builds.
+	Cache Cache
 }
 
 // A Solver evaluates graphs, for any number of callers at a time. It serves
@@ -140,16 +148,29 @@ func (s *Solver) EvaluateGraph(ctx context.Context, g *Graph) ([]*layer.Ref, err
 			return nil, newVertexError(v, err)
 		}
 	}
-	if s.opt.Plan != nil {
-		if err := s.opt.Plan(ctx, g); err != nil {
+	var found *lookup
+	if s.opt.Cache != nil && slices.ContainsFunc(g.vertices, isCached) {
+		var err error
+		if found, err = s.lookUp(ctx, g); err != nil {
 			return nil, err
 		}
 	}
+	if s.opt.Plan != nil {
+		if err := s.opt.Plan(ctx, g, found.executes); err != nil {
+			return nil, err
+		}
+	}
+	return s.evaluate(ctx, g, found)
+}
+
+// evaluate computes the targets of g, without what was found.
+func (s *Solver) evaluate(ctx context.Context, g *Graph, found *lookup) ([]*layer.Ref, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	serial := s.opt.SerialExec != nil && slices.ContainsFunc(g.vertices, (*Vertex).IsExec) && s.opt.SerialExec()
-	tasks, err := s.enlist(g, serial)
+	isCommand := func(v *Vertex) bool { return v.IsExec() && found.executes(v) }
+	serial := s.opt.SerialExec != nil && slices.ContainsFunc(g.vertices, isCommand) && s.opt.SerialExec()
+	tasks, err := s.enlist(g, found, serial)
 	if err != nil {
 		return nil, err
 	}
@@ -182,8 +203,9 @@ func waitAll(ctx context.Context, tasks map[*Vertex]*task) error {
 	return group.Wait()
 }
 
-// enlist finds or makes the task of every vertex and starts the new ones.
-func (s *Solver) enlist(g *Graph, serial bool) (map[*Vertex]*task, error) {
+// enlist finds or makes the task of every vertex that is needed and starts the
+// new ones.
+func (s *Solver) enlist(g *Graph, found *lookup, serial bool) (map[*Vertex]*task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -191,14 +213,12 @@ func (s *Solver) enlist(g *Graph, serial bool) (map[*Vertex]*task, error) {
 	}
 	tasks := make(map[*Vertex]*task, len(g.vertices))
 	for _, v := range g.vertices {
+		if !found.needs(v) {
+			continue
+		}
 		t := s.tasks[v.Key]
 		if t == nil {
-			t = newTask(v, tasks)
-			s.tasks[v.Key] = t
-			if t.serial = serial && v.IsExec(); t.serial {
-				s.queue = append(s.queue, t)
-			}
-			s.start(t)
+			t = s.enlistNew(v, found, tasks, serial)
 		}
 		t.callers++
 		tasks[v] = t
@@ -211,6 +231,24 @@ func (s *Solver) enlist(g *Graph, serial bool) (map[*Vertex]*task, error) {
 	}
 	s.advance()
 	return tasks, nil
+}
+
+func (s *Solver) enlistNew(v *Vertex, found *lookup, tasks map[*Vertex]*task, serial bool) *task {
+	if h := found.hit(v); h != nil {
+		t := &task{vertex: v, done: make(chan struct{}), refs: h.refs, finished: true}
+		close(t.done)
+		s.tasks[v.Key] = t
+		s.showHit(v, h.about)
+		return t
+	}
+	t := newTask(v, tasks)
+	found.describe(t)
+	s.tasks[v.Key] = t
+	if t.serial = serial && v.IsExec(); t.serial {
+		s.queue = append(s.queue, t)
+	}
+	s.start(t)
+	return t
 }
 
 // dismiss ends one caller's interest in tasks. Those that nobody wants any

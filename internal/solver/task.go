@@ -26,6 +26,9 @@ type task struct {
 	refs   []*layer.Ref
 	err    error
 
+	step     *Step // how the result is kept between builds; nil: it is not
+	onlyRoot bool  // no output is used but the one that is kept
+
 	// Guarded by Solver.mu.
 	callers  int  // evaluations that want it
 	uses     int  // inputs of unfinished tasks, and targets, that it serves
@@ -92,11 +95,20 @@ func (s *Solver) compute(ctx context.Context, t *task) ([]*layer.Ref, error) {
 		}
 		inputs[i] = in.refs[t.vertex.Inputs[i].Index]
 	}
+	why := ""
+	if t.step != nil {
+		if h := s.byContent(ctx, t, inputs); h != nil {
+			s.showHit(t.vertex, h.about)
+			s.opt.Cache.Keep(t.step, h.refs[cachedOutput(t.vertex)])
+			return h.refs, nil
+		}
+		why = s.opt.Cache.Missed(ctx, t.step)
+	}
 	if t.serial {
 		if err := wait(ctx, t.turn); err != nil {
 			return nil, err
 		}
-		return s.execute(ctx, t.vertex, inputs)
+		return s.execute(ctx, t, inputs, why)
 	}
 	slots := s.slots
 	if t.vertex.IsExec() {
@@ -108,7 +120,7 @@ func (s *Solver) compute(ctx context.Context, t *task) ([]*layer.Ref, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return s.execute(ctx, t.vertex, inputs)
+	return s.execute(ctx, t, inputs, why)
 }
 
 func wait(ctx context.Context, c <-chan struct{}) error {
@@ -120,13 +132,14 @@ func wait(ctx context.Context, c <-chan struct{}) error {
 	}
 }
 
-// execute calls the executor and reports progress.
-func (s *Solver) execute(ctx context.Context, v *Vertex, inputs []*layer.Ref) ([]*layer.Ref, error) {
-	var from []digest.Digest
-	for _, in := range v.Inputs {
-		from = append(from, in.Vertex.Digest)
+// execute calls the executor and reports progress; why says what it is done for
+// although there is a cache.
+func (s *Solver) execute(ctx context.Context, t *task, inputs []*layer.Ref, why string) ([]*layer.Ref, error) {
+	v, began := t.vertex, time.Now()
+	s.opt.Sink.Send(progress.Started{Vertex: v.Digest, Name: v.Name, Inputs: v.inputDigests(), Time: began})
+	if why != "" {
+		s.opt.Sink.Send(progress.Log{Vertex: v.Digest, Stream: 2, Data: []byte("not cached: " + why + "\n"), Time: began})
 	}
-	s.opt.Sink.Send(progress.Started{Vertex: v.Digest, Name: v.Name, Inputs: from, Time: time.Now()})
 	refs, err := s.exec.Execute(ctx, v.Op, v.Digest, v.Name, inputs)
 	if want := outputs(v.Op); err == nil && len(refs) != want {
 		err = fmt.Errorf("%d results, want %d", len(refs), want)
@@ -135,5 +148,18 @@ func (s *Solver) execute(ctx context.Context, v *Vertex, inputs []*layer.Ref) ([
 	if err != nil {
 		return nil, newVertexError(v, err)
 	}
+	if t.step != nil {
+		t.step.Took = time.Since(began)
+		s.opt.Cache.Keep(t.step, refs[cachedOutput(v)])
+	}
 	return refs, nil
+}
+
+// inputDigests are those of the vertices that v depends on, for the display.
+func (v *Vertex) inputDigests() []digest.Digest {
+	var from []digest.Digest
+	for _, in := range v.Inputs {
+		from = append(from, in.Vertex.Digest)
+	}
+	return from
 }

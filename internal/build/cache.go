@@ -1,0 +1,325 @@
+// Copyright The hako authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"hako/internal/cache"
+	"hako/internal/image"
+	"hako/internal/layer"
+	"hako/internal/registry"
+	"hako/internal/solver"
+)
+
+// CacheOptions say where results are kept between builds.
+type CacheOptions struct {
+	// Enabled looks results up and keeps them. Without a Repo or places they are
+	// beside the first image that is pushed.
+	Enabled bool
+	// Repo is a repository, "oci:" with a directory, or a directory.
+	Repo string
+	// From and To are further places; naming one enables the cache.
+	From, To []CachePlace
+	// TTL is the age from which results are not used; 0 is none.
+	TTL time.Duration
+	// NoPush keeps nothing.
+	NoPush bool
+	// NoCopies and NoRuns leave out the steps of their kind.
+	NoCopies, NoRuns bool
+	// KeyFile holds what records have to be signed with.
+	KeyFile string
+}
+
+// A CachePlace is one place to read from or write to.
+type CachePlace struct {
+	Dir string // an OCI layout, or
+	Ref string // a repository, with a tag or without
+}
+
+func (o *CacheOptions) isOn() bool { return o.Enabled || len(o.From)+len(o.To) > 0 }
+
+// cacheStall is how long a cache may leave a transfer standing.
+const cacheStall = 2 * time.Second
+
+// openCache opens all places of the build's cache; nil if there is none.
+func (b *build) openCache(ctx context.Context, distrust map[digest.Digest]bool) error {
+	o := &b.opt.Cache
+	if !o.isOn() || b.opt.Call != "" && b.opt.Call != CallBuild {
+		return nil
+	}
+	client, err := newRegistry(b.opt, b.network, b.keys, b.meter.down, b.meter.up, func(r *registry.Options) {
+		r.Retries, r.StallTimeout = 1, cacheStall
+	})
+	if err != nil {
+		return err
+	}
+	opt := cache.Options{
+		Store: b.store, Tag: b.cacheTag(), TTL: o.TTL, Distrust: distrust, Foreign: b.images.inRegistry, Settle: b.outputs.settle,
+		Warn: func(text string) { b.note("%s", text) },
+	}
+	if o.KeyFile != "" {
+		if opt.Key, err = os.ReadFile(o.KeyFile); err != nil {
+			return fmt.Errorf("read the cache's key: %w", err)
+		}
+		if len(opt.Key) < 16 {
+			return fmt.Errorf("the cache's key in %s has %d bytes; 16 is the least", o.KeyFile, len(opt.Key))
+		}
+	}
+	if opt.From, opt.To, err = b.cachePlaces(client); err != nil {
+		return err
+	}
+	b.cache = &buildCache{Cache: cache.New(ctx, opt), opt: b.opt, salt: b.cacheSalt()}
+	return nil
+}
+
+// cacheTag names what the cache has of this Dockerfile for these platforms.
+// Targets share it: most of their steps are the same.
+func (b *build) cacheTag() string {
+	file := cmp.Or(b.opt.Dockerfile, "Dockerfile")
+	if filepath.IsAbs(file) { // where it was checked out is not what it is
+		file = filepath.Base(file)
+	}
+	var list []string
+	for _, p := range b.opt.Platforms {
+		list = append(list, formatPlatform(p))
+	}
+	if len(list) == 0 {
+		list = []string{formatPlatform(hostPlatform())}
+	}
+	slices.Sort(list)
+	id := filepath.ToSlash(filepath.Clean(file)) + "\x00" + b.opt.ContextSubPath + "\x00" + strings.Join(list, ",")
+	return "hako-" + digest.FromString(id).Encoded()[:16]
+}
+
+// cacheSalt is what layers depend on besides the graph.
+func (b *build) cacheSalt() string {
+	var parts []string
+	if t := b.opt.SourceDateEpoch; t != nil {
+		parts = append(parts, fmt.Sprintf("epoch=%d", t.Unix()))
+	}
+	if t := b.clamp(); t != nil {
+		parts = append(parts, fmt.Sprintf("clamp=%d", t.Unix()))
+	}
+	parts = append(parts, fmt.Sprintf("compression=%s,%d", cmp.Or(b.opt.Compression, "gzip"), max(b.opt.CompressionLevel, 0)))
+	if b.opt.RewriteTimestamp {
+		parts = append(parts, "rewritten")
+	}
+	return strings.Join(parts, " ")
+}
+
+// cachePlaces opens the places to read from and to write to. One that is both is
+// opened once.
+func (b *build) cachePlaces(client *registry.Client) (from, to []cache.Backend, err error) {
+	o := &b.opt.Cache
+	defer func() {
+		if err != nil {
+			for _, p := range append(from, to...) {
+				_ = p.Close()
+			}
+		}
+	}()
+	opened := map[CachePlace]cache.Backend{}
+	open := func(p CachePlace, write bool) (cache.Backend, error) {
+		if known := opened[p]; known != nil {
+			return known, nil
+		}
+		place, err := openCachePlace(client, p, write)
+		opened[p] = place
+		return place, err
+	}
+	if o.Enabled {
+		main, err := b.mainCache(client, opened)
+		if err != nil {
+			return nil, nil, err
+		}
+		from = append(from, main)
+		if !o.NoPush {
+			to = append(to, main)
+		}
+	}
+	for _, p := range o.To {
+		place, err := open(p, true)
+		if err != nil {
+			return from, to, err
+		}
+		if !o.NoPush && !slices.Contains(to, place) {
+			to = append(to, place)
+		}
+	}
+	for _, p := range o.From {
+		place, err := open(p, false)
+		if errors.Is(err, os.ErrNotExist) && p.Dir != "" {
+			b.note("cache %s: it is not there", p.Dir) // the first build of a pipeline
+			continue
+		}
+		if err != nil {
+			return from, to, err
+		}
+		if !slices.Contains(from, place) {
+			from = append(from, place)
+		}
+	}
+	return from, to, nil
+}
+
+// mainCache is the one that --cache means.
+func (b *build) mainCache(client *registry.Client, opened map[CachePlace]cache.Backend) (cache.Backend, error) {
+	o := &b.opt.Cache
+	if o.Repo != "" {
+		p := ParseCachePlace(o.Repo)
+		place, err := openCachePlace(client, p, !o.NoPush)
+		if errors.Is(err, os.ErrNotExist) && o.NoPush {
+			return nil, fmt.Errorf("--cache-repo %s: it is not there, and --no-push-cache makes none", o.Repo)
+		}
+		opened[p] = place
+		return place, err
+	}
+	tags := b.outputs.tags()
+	if len(tags) == 0 {
+		names := b.opt.Names()
+		if len(names) == 0 {
+			return nil, errors.New("--cache: nothing says where it is: add --cache-repo REPOSITORY, or --cache-repo oci:DIR")
+		}
+		tag, err := destination(names[0])
+		if err != nil {
+			return nil, err
+		}
+		tags = append(tags, tag)
+	}
+	repo := tags[0].Context()
+	nested, err := name.NewRepository(repo.Name() + "/cache")
+	if err != nil {
+		return nil, fmt.Errorf("--cache: %s/cache is no repository: add --cache-repo: %w", repo.Name(), err)
+	}
+	return cache.InRegistry(cache.Repository{Client: client, Repo: nested, Else: &repo}), nil
+}
+
+// ParseCachePlace reads what --cache-repo names: oci:DIR or a path is a
+// directory, all else a repository.
+func ParseCachePlace(s string) CachePlace {
+	if dir, ok := strings.CutPrefix(s, "oci:"); ok {
+		return CachePlace{Dir: strings.TrimPrefix(dir, "//")}
+	}
+	if filepath.IsAbs(s) || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") || s == "." || s == ".." {
+		return CachePlace{Dir: s}
+	}
+	return CachePlace{Ref: s}
+}
+
+func openCachePlace(client *registry.Client, p CachePlace, write bool) (cache.Backend, error) {
+	if p.Dir != "" {
+		dir, err := filepath.Abs(p.Dir)
+		if err != nil {
+			return nil, err
+		}
+		place, err := cache.InDirectory(dir, write)
+		if err != nil {
+			return nil, fmt.Errorf("open the cache: %w", err)
+		}
+		return place, nil
+	}
+	r, err := registry.ParseReference(p.Ref)
+	if err != nil {
+		return nil, fmt.Errorf("cache %s: %w", p.Ref, err)
+	}
+	out := cache.Repository{Client: client, Repo: r.Context()}
+	if tag, ok := r.(name.Tag); ok && strings.HasSuffix(p.Ref, ":"+tag.TagStr()) {
+		out.Tag = tag.TagStr()
+	}
+	return cache.InRegistry(out), nil
+}
+
+// inRegistry returns the layer of a base image.
+func (im *images) inRegistry(origin string, id image.DiffID, desc ocispecs.Descriptor) (*layer.Layer, error) {
+	repo, err := name.NewRepository(origin)
+	if err != nil {
+		return nil, err
+	}
+	l := layer.New(im.store, id, desc, registry.BlobSource{Client: im.client, Repo: repo, Descriptor: desc})
+	l.Origin = origin
+	return im.shared(l), nil
+}
+
+// settle waits until a layer of this build that is being pushed is there, and
+// tells where that is.
+func (o *outputs) settle(ctx context.Context, l *layer.Layer) string {
+	for _, p := range o.products {
+		if p.early == nil || !p.early.Settle(ctx, l) {
+			continue
+		}
+		return p.tags[0].Context().Name()
+	}
+	return ""
+}
+
+// A buildCache is the cache as the solver knows it.
+type buildCache struct {
+	*cache.Cache
+	opt  *Options
+	salt string
+}
+
+var _ solver.Cache = (*buildCache)(nil)
+
+// Salt implements solver.Cache.
+func (c *buildCache) Salt() string { return c.salt }
+
+// step translates; nil is a step that is left out.
+func (c *buildCache) step(s *solver.Step) *cache.Step {
+	v := s.Vertex
+	if v.IsExec() && c.opt.Cache.NoRuns || !v.IsExec() && c.opt.Cache.NoCopies {
+		return nil
+	}
+	out := &cache.Step{Name: v.Name, File: v.File, Took: s.Took, NoCache: v.Metadata.GetIgnoreCache()}
+	if len(v.Lines) > 0 {
+		out.Line = v.Lines[0][0]
+	}
+	for _, k := range s.Keys {
+		out.Keys = append(out.Keys, k.String())
+	}
+	for _, p := range s.Parts {
+		if p.Kind == solver.PartText {
+			out.Text = p.Name
+		}
+		out.Parts = append(out.Parts, cache.Part{Kind: string(p.Kind), Name: p.Name, Value: p.Value, Files: p.Files})
+	}
+	return out
+}
+
+// Find implements solver.Cache.
+func (c *buildCache) Find(ctx context.Context, s *solver.Step, key solver.Key) (*layer.Ref, string) {
+	step := c.step(s)
+	if step == nil {
+		return nil, ""
+	}
+	return c.Cache.Find(ctx, step, key.String())
+}
+
+// Missed implements solver.Cache.
+func (c *buildCache) Missed(ctx context.Context, s *solver.Step) string {
+	if step := c.step(s); step != nil {
+		return c.Cache.Missed(ctx, step)
+	}
+	return ""
+}
+
+// Keep implements solver.Cache.
+func (c *buildCache) Keep(s *solver.Step, ref *layer.Ref) {
+	if step := c.step(s); step != nil {
+		c.Cache.Keep(step, ref)
+	}
+}
