@@ -96,6 +96,9 @@ func runOnce(ctx context.Context, opt Options, distrust map[digest.Digest]bool, 
 	}
 	if res != nil {
 		b.summarize(&res.Summary, started)
+		if b.cache != nil {
+			res.Cache = b.cache.outcomes()
+		}
 	}
 	return res, err
 }
@@ -357,12 +360,13 @@ func (b *build) summarize(s *Summary, started time.Time) {
 	s.Elapsed = time.Since(started)
 	s.Downloaded, s.Uploaded = b.meter.received.Load(), b.meter.sent.Load()
 	s.PeakMemory = peakMemory()
-	if b.cache != nil {
-		for _, o := range b.cache.Outcomes() {
-			s.Steps++
-			if o.Hit {
-				s.Cached++
-			}
+	if b.cache == nil {
+		return
+	}
+	for _, o := range b.cache.Outcomes() {
+		s.Steps++
+		if o.Hit {
+			s.Cached++
 		}
 	}
 }

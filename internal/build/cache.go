@@ -42,12 +42,41 @@ type CacheOptions struct {
 	NoCopies, NoRuns bool
 	// KeyFile holds what records have to be signed with.
 	KeyFile string
+	// Explain asks the caller to print Result.Cache.
+	Explain bool
 }
 
 // A CachePlace is one place to read from or write to.
 type CachePlace struct {
 	Dir string // an OCI layout, or
 	Ref string // a repository, with a tag or without
+	// Beside is for an image's name: the cache is in its repository, under a tag of
+	// its own.
+	Beside bool
+}
+
+// A CacheOutcome is what became of one step.
+type CacheOutcome struct {
+	Where string // "Dockerfile:14"
+	Text  string // of the instruction, one short line
+	Hit   bool
+	Why   string        // of a miss
+	Took  time.Duration // of a miss
+	Size  int64         // of a hit's layer, compressed
+	Made  time.Time     // of a hit's layer
+}
+
+// outcomes tells what became of the steps.
+func (c *buildCache) outcomes() []CacheOutcome {
+	var list []CacheOutcome
+	for _, o := range c.Outcomes() {
+		out := CacheOutcome{Where: o.Step.File, Text: cache.Clip(o.Step.Text, 40), Hit: o.Hit, Why: o.Why, Took: o.Step.Took, Size: o.Size, Made: o.Made}
+		if o.Step.Line > 0 {
+			out.Where = fmt.Sprintf("%s:%d", o.Step.File, o.Step.Line)
+		}
+		list = append(list, out)
+	}
+	return list
 }
 
 func (o *CacheOptions) isOn() bool { return o.Enabled || len(o.From)+len(o.To) > 0 }
@@ -115,6 +144,9 @@ func (b *build) cacheSalt() string {
 		parts = append(parts, fmt.Sprintf("clamp=%d", t.Unix()))
 	}
 	parts = append(parts, fmt.Sprintf("compression=%s,%d", cmp.Or(b.opt.Compression, "gzip"), max(b.opt.CompressionLevel, 0)))
+	if len(b.opt.IgnorePaths) > 0 {
+		parts = append(parts, fmt.Sprintf("ignored=%q", b.opt.IgnorePaths))
+	}
 	if b.opt.RewriteTimestamp {
 		parts = append(parts, "rewritten")
 	}
@@ -237,7 +269,7 @@ func openCachePlace(client *registry.Client, p CachePlace, write bool) (cache.Ba
 		return nil, fmt.Errorf("cache %s: %w", p.Ref, err)
 	}
 	out := cache.Repository{Client: client, Repo: r.Context()}
-	if tag, ok := r.(name.Tag); ok && strings.HasSuffix(p.Ref, ":"+tag.TagStr()) {
+	if tag, ok := r.(name.Tag); ok && strings.HasSuffix(p.Ref, ":"+tag.TagStr()) && !p.Beside {
 		out.Tag = tag.TagStr()
 	}
 	return cache.InRegistry(out), nil
@@ -315,6 +347,13 @@ func (c *buildCache) Missed(ctx context.Context, s *solver.Step) string {
 		return c.Cache.Missed(ctx, step)
 	}
 	return ""
+}
+
+// Skipped implements solver.Cache.
+func (c *buildCache) Skipped(s *solver.Step) {
+	if step := c.step(s); step != nil {
+		c.Cache.Skipped(step)
+	}
 }
 
 // Keep implements solver.Cache.

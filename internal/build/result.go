@@ -27,6 +27,8 @@ type Result struct {
 	// Status is the exit code that goes with Answer: not 0 if a check found something.
 	Status  int
 	Summary Summary
+	// Cache tells what became of each step, if there was a cache.
+	Cache []CacheOutcome
 }
 
 // An Image is the image of one platform.

@@ -37,11 +37,23 @@ func (c *Cache) Outcomes() []Outcome {
 // Missed says in a few words why s was not found, compared with the most similar
 // earlier one of the same step.
 func (c *Cache) Missed(ctx context.Context, s *Step) string {
+	select {
+	case <-c.loaded:
+	case <-ctx.Done():
+		return ""
+	}
 	why := c.why(ctx, s)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outcomes = append(c.outcomes, Outcome{Step: *s, Why: why})
 	return why
+}
+
+// Skipped notes a step that need not be looked for, as what became of it was found.
+func (c *Cache) Skipped(s *Step) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outcomes = append(c.outcomes, Outcome{Step: *s, Hit: true})
 }
 
 func (c *Cache) why(ctx context.Context, s *Step) string {
@@ -175,7 +187,7 @@ func (c *Cache) differences(ctx context.Context, im *imported, r *record, s *Ste
 	var reasons []string
 	add := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
 	if len(changed[partText]) > 0 {
-		add("the instruction was %q", clip(r.text()))
+		add("the instruction was %q", Clip(r.text(), 60))
 	}
 	for _, p := range changed[partBase] {
 		add("the image %s is another one now", p.Name)
@@ -192,8 +204,11 @@ func (c *Cache) differences(ctx context.Context, im *imported, r *record, s *Ste
 	if len(changed[partOptions]) > 0 {
 		add("times, compression or the format of layers are others now")
 	}
+	if len(reasons) > 0 {
+		return reasons // what its input is may be nothing but a consequence
+	}
 	for _, p := range changed[partInput] {
-		add("its input changed: %s", clip(p.Name))
+		add("its input changed: %s", Clip(p.Name, 60))
 	}
 	return reasons
 }
@@ -242,11 +257,11 @@ func whyOp(s *Step) string {
 	return "what " + strings.Join(names, ", ") + " stands for changed"
 }
 
-// clip shortens a text to one line.
-func clip(s string) string {
+// Clip shortens a text to one line of so many letters.
+func Clip(s string, most int) string {
 	s = strings.Join(strings.Fields(s), " ")
-	if r := []rune(s); len(r) > 60 {
-		return string(r[:59]) + "…"
+	if r := []rune(s); len(r) > most {
+		return string(r[:most-1]) + "…"
 	}
 	return s
 }

@@ -145,6 +145,13 @@ func (c *Cache) Keep(s *Step, ref *layer.Ref) {
 		return
 	}
 	now := c.opt.Now().UTC().Truncate(time.Second)
+	c.mu.Lock()
+	for i := range c.outcomes {
+		if o := &c.outcomes[i]; !o.Hit && o.Step.Name == s.Name && o.Step.Line == s.Line {
+			o.Step.Took = s.Took
+		}
+	}
+	c.mu.Unlock()
 	r := record{
 		Keys: s.Keys, Made: now, Used: now, Took: s.Took.Milliseconds(), Step: s.place(), Line: s.Line, Salt: newSalt(),
 	}

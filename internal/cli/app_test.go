@@ -57,7 +57,7 @@ func TestOptions(t *testing.T) {
 		Context: ".", Call: "build", NoPush: true, PushEarly: true, Compression: "gzip", CompressionLevel: -1,
 		Isolation: "auto", NetworkMode: "default", Progress: "auto", Verbosity: "info",
 		Labels: map[string]string{}, BuildArgs: map[string]string{}, NamedContexts: map[string]string{},
-		Registry: build.Registry{Certificates: map[string]string{}},
+		Registry: build.Registry{Certificates: map[string]string{}}, Cache: build.CacheOptions{TTL: 336 * time.Hour},
 	}
 	tests := []struct {
 		name string
@@ -143,7 +143,7 @@ func TestOptions(t *testing.T) {
 		{"kaniko variables", "executor -d r.io/a", build.Env{"KANIKO_NO_PUSH": "true", "KANIKO_DIR": "/k"}, func(o *build.Options) {
 			o.Executor, o.Context, o.Dockerfile, o.WorkDir, o.Destinations = true, "/workspace/", "Dockerfile", "/k", []string{"r.io/a"}
 		}},
-		{"kaniko flags without effect", "executor --no-push --cleanup --use-new-run=true --snapshotMode=redo --cache --cache-ttl=6h --compressed-caching=false --ignore-var-run --skip-unused-stages --force-build-metadata --provenance=false -v warning", nil, func(o *build.Options) {
+		{"kaniko flags without effect", "executor --no-push --cleanup --use-new-run=true --snapshotMode=redo --compressed-caching=false --ignore-var-run --skip-unused-stages --force-build-metadata --provenance=false -v warning", nil, func(o *build.Options) {
 			o.Executor, o.Context, o.Dockerfile, o.Verbosity, o.Progress = true, "/workspace/", "Dockerfile", "warn", "quiet"
 		}},
 		{"registry", "executor --no-push --insecure --insecure-pull --insecure-registry a --insecure-registry b --skip-tls-verify --skip-tls-verify-pull --skip-tls-verify-registry c --registry-certificate h:5000=/ca --push-retry 3 --image-download-retry=2 --skip-push-permission-check", nil, func(o *build.Options) {
@@ -153,6 +153,16 @@ func TestOptions(t *testing.T) {
 				SkipTLSVerify: true, SkipTLSVerifyPull: true, SkipTLSVerifyRegistries: []string{"c"},
 				Certificates: map[string]string{"h:5000": "/ca"}, PushRetry: 3, PullRetry: 2, SkipPushCheck: true,
 			}
+		}},
+		{"kaniko's cache", "executor --no-push --cache --cache-repo=r/c --cache-ttl=6h --no-push-cache --cache-run-layers=false --cache-copy-layers", nil, func(o *build.Options) {
+			o.Executor, o.Context, o.Dockerfile = true, "/workspace/", "Dockerfile"
+			o.Cache = build.CacheOptions{Enabled: true, Repo: "r/c", TTL: 6 * time.Hour, NoPush: true, NoRuns: true}
+		}},
+		{"buildx's caches", "hako build --no-push -t app:1 --cache-from=r/a:b --cache-from=type=registry,ref=r/c,mode=max --cache-from=type=local,src=d --cache-to=type=local,dest=e --cache-to=type=inline --explain-cache", nil, func(o *build.Options) {
+			o.Tags = []string{"app:1"}
+			o.Cache.From = []build.CachePlace{{Ref: "r/a:b"}, {Ref: "r/c"}, {Dir: "d"}}
+			o.Cache.To = []build.CachePlace{{Dir: "e"}, {Ref: "app:1", Beside: true}}
+			o.Cache.Explain = true
 		}},
 		{"questions", "hako build --check", nil, func(o *build.Options) { o.Call, o.NoPush = "check", false }},
 		{"questions with format", "hako build --call=outline,format=json", nil, func(o *build.Options) {
@@ -299,12 +309,12 @@ func TestSecretsAreNotShown(t *testing.T) {
 
 func TestNotesOfFlagsWithoutEffect(t *testing.T) {
 	t.Parallel()
-	args := []string{"executor", "--no-push", "--cache=true"}
-	if got := run(t, nil, &build.Result{}, nil, args...); strings.Contains(got.stderr, "--cache") {
+	args := []string{"executor", "--no-push", "--use-new-run=true"}
+	if got := run(t, nil, &build.Result{}, nil, args...); strings.Contains(got.stderr, "--use-new-run") {
 		t.Errorf("note without being asked: %q", got.stderr)
 	}
 	got := run(t, nil, &build.Result{}, nil, append(args, "-v", "debug")...)
-	if !strings.Contains(got.stderr, "--cache has no effect") {
+	if !strings.Contains(got.stderr, "--use-new-run has no effect") {
 		t.Errorf("stderr = %q", got.stderr)
 	}
 }

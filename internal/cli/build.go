@@ -173,6 +173,9 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 		}
 		return err
 	}
+	if opt.Cache.Explain {
+		writeOutcomes(a.Stderr, result.Cache)
+	}
 	if !isQuiet(opt.Progress) && result.Plan == nil {
 		fmt.Fprintln(a.Stderr, summaryLine(result.Summary))
 	}

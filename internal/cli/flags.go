@@ -231,14 +231,13 @@ func knownFlags() []*knownFlag {
 	harmlessBools := []string{
 		// kaniko
 		"cleanup", "use-new-run", "compressed-caching", "ignore-var-run", "skip-unused-stages",
-		"force-build-metadata", "cache", "cache-copy-layers", "cache-run-layers",
-		"no-push-cache", "pre-cleanup", "preserve-context",
+		"force-build-metadata",
+		"pre-cleanup", "preserve-context",
 		// docker
 		"rm", "force-rm",
 	}
 	harmless := []string{
-		"snapshot-mode", "cache-repo", "cache-dir", "cache-ttl", "image-fs-extract-retry",
-		"cache-from", "cache-to",
+		"snapshot-mode", "cache-dir", "image-fs-extract-retry",
 	}
 	table := []*knownFlag{
 		{name: "registry-mirror", refuse: notYet},

@@ -40,6 +40,7 @@ type buildValues struct {
 	kanikoValues
 	contextValues
 	registryValues
+	cacheValues
 }
 
 type registryValues struct {
@@ -59,6 +60,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	v.addRunFlags(f)
 	v.addPlaceFlags(f)
 	v.addRegistryFlags(f)
+	v.addCacheFlags(f)
 	v.addPushFlags(f)
 	f.BoolVar(&v.skipPushCheck, "skip-push-permission-check", false, "do not test the permission to push before building")
 	f.StringVar(&v.progress, "progress", "auto", "auto, tty, plain, rawjson, quiet or none")
@@ -215,6 +217,9 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 		if err := set(&opt, a.Env); err != nil {
 			return opt, err
 		}
+	}
+	if err := v.setCache(&opt); err != nil {
+		return opt, err
 	}
 	return opt, v.setKaniko(&opt)
 }

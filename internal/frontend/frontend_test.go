@@ -97,6 +97,10 @@ func (p *place) Resolve(_ context.Context, ref string, pl ocispecs.Platform) (di
 	return digest.FromString(ref), []byte(cfg), nil
 }
 
+func (p *place) Selected(context.Context, *pb.Op, int, *layer.Ref) (*tree.Selection, error) {
+	return nil, nil
+}
+
 func (p *place) ResolveLayout(ctx context.Context, store, ref string, pl ocispecs.Platform) (digest.Digest, []byte, error) {
 	return p.Resolve(ctx, "layout "+store+" "+ref, pl)
 }

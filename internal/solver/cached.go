@@ -7,6 +7,7 @@ import (
 	"context"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,6 +28,8 @@ type Cache interface {
 	Find(ctx context.Context, step *Step, key Key) (ref *layer.Ref, about string)
 	// Missed returns in a few words why step is about to be executed.
 	Missed(ctx context.Context, step *Step) string
+	// Skipped tells that step is not needed, as what was made of it was found.
+	Skipped(step *Step)
 	// Keep remembers that step made ref, under its keys. It does not wait.
 	Keep(step *Step, ref *layer.Ref)
 }
@@ -66,8 +69,11 @@ type Part struct {
 }
 
 // isCached tells whether results of v are kept. Sources are named by their
-// digest, and merging is no work.
-func isCached(v *Vertex) bool { return v.Op.GetExec() != nil || v.Op.GetFile() != nil }
+// digest, and neither merging nor what the frontend does between instructions
+// is any work.
+func isCached(v *Vertex) bool {
+	return v.Op.GetExec() != nil || v.Op.GetFile() != nil && !strings.HasPrefix(v.Name, "[internal]")
+}
 
 // cachedOutput returns the output of v that is kept: that of its root. Others
 // are inputs passed on.
@@ -126,6 +132,12 @@ func (s *Solver) lookUp(ctx context.Context, g *Graph) (*lookup, error) {
 	for _, t := range g.targets {
 		if t.Vertex != nil {
 			l.visit(ctx, t.Vertex)
+		}
+	}
+	for _, v := range g.vertices {
+		if step := l.steps[v]; step != nil && !l.need[v] && !s.hasTask(v) {
+			s.opt.Cache.Skipped(step)
+			s.showHit(v, "")
 		}
 	}
 	return l, context.Cause(ctx)

@@ -18,6 +18,7 @@ import (
 
 	"hako/internal/layer"
 	"hako/internal/progress"
+	"hako/internal/tree"
 )
 
 // fake is an Executor that records names.
@@ -63,6 +64,10 @@ func (f *fake) Execute(ctx context.Context, op *pb.Op, _ digest.Digest, name str
 		out[i] = &layer.Ref{}
 	}
 	return out, nil
+}
+
+func (f *fake) Selected(context.Context, *pb.Op, int, *layer.Ref) (*tree.Selection, error) {
+	return nil, nil
 }
 
 func (f *fake) Release(ref *layer.Ref) {
@@ -190,7 +195,7 @@ func TestCancelledCallerDoesNotStopTheOther(t *testing.T) {
 			errs <- err
 			return
 		}
-		tasks, err := s.enlist(g, true)
+		tasks, err := s.enlist(g, nil, true)
 		close(enlisted)
 		if err == nil {
 			err = waitAll(t.Context(), tasks)
