@@ -38,7 +38,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
 			env.Setenv("HTTP_PROXY", proxy)
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
-			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test")
+			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test\ngone.test")
 			return nil
 		},
 	})

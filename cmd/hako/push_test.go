@@ -19,9 +19,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// readOnly refuses all that would change the registry read-only.test.
-func readOnly(next http.Handler) http.Handler {
+// byHost makes several registries of one: read-only.test refuses all that would
+// change it, gone.test has nothing.
+func byHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host == "gone.test" && r.URL.Path != "/v2/" {
+			http.NotFound(w, r)
+			return
+		}
 		if r.Host == "read-only.test" && r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.WriteHeader(http.StatusForbidden)
 			_, _ = io.WriteString(w, `{"errors":[{"code":"DENIED","message":"push access is missing"}]}`)

@@ -23,11 +23,11 @@ import (
 
 // startRegistry serves registry.test to programs that have its URL as their HTTP
 // proxy, so that no script's output depends on a port. It has the images base:1,
-// for two platforms, tools:1 and triggers:1. It serves read-only.test too. Their layers are no tars: reading
+// for two platforms, tools:1 and triggers:1. It serves read-only.test and gone.test too. Their layers are no tars: reading
 // one fails.
 func startRegistry(t *testing.T) (url string) {
 	t.Helper()
-	srv := httptest.NewServer(readOnly(registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
+	srv := httptest.NewServer(byHost(registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
 	t.Cleanup(srv.Close)
 	both := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, arch := range []string{"amd64", "arm64"} {

@@ -139,6 +139,7 @@ func open(ctx context.Context, opt *Options, distrust map[digest.Digest]bool, si
 	if b.network, err = openNetwork(opt.Env); err != nil {
 		return nil, err
 	}
+	b.network.note = func(text string) { b.note("%s", text) }
 	if b.vault, err = openVault(opt); err != nil {
 		return nil, err
 	}

@@ -89,9 +89,9 @@ func (im *images) Layers(ctx context.Context, ref string, platform *ocispecs.Pla
 	}
 	out := make([]*layer.Layer, len(ids))
 	for i, d := range img.Manifest.Layers {
-		src := registry.BlobSource{Client: im.client, Repo: img.Repo, Descriptor: d}
+		src := registry.BlobSource{Client: im.client, Repo: img.Repo, Descriptor: d, Mirrored: true}
 		l := layer.New(im.store, ids[i], d, src)
-		l.Origin = src.Origin()
+		l.Origin = img.Origin.Name() // a mirror's layers can be mounted there
 		out[i] = im.shared(l)
 	}
 	return out, nil

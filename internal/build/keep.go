@@ -118,6 +118,9 @@ func pushCommand(opt *Options, path string, tags []name.Tag) string {
 		if file := r.Certificates[host]; file != "" {
 			words = append(words, "--registry-certificate="+host+"="+file)
 		}
+		if c, ok := r.ClientCertificates[host]; ok {
+			words = append(words, "--registry-client-cert="+host+"="+c.Cert+","+c.Key)
+		}
 	}
 	var unique []string
 	for i, w := range words {

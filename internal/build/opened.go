@@ -36,6 +36,7 @@ type network struct {
 	roots             *x509.CertPool
 	dial              func(ctx context.Context, network, addr string) (net.Conn, error)
 	proxy             func(*http.Request) (*url.URL, error)
+	note              func(text string) // shows a line; nil for none
 }
 
 func openNetwork(env Env) (*network, error) {
@@ -98,16 +99,22 @@ func openRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent
 // newRegistry returns a client with options that tune may change.
 func newRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent func(int64), tune func(*registry.Options)) (_ *registry.Client, err error) {
 	r := &opt.Registry
-	certs := make(map[string][]byte)
-	for host, path := range r.Certificates {
-		if certs[host], err = os.ReadFile(path); err != nil {
-			return nil, fmt.Errorf("read the certificate for %s: %w", host, err)
-		}
+	hosts, err := openHosts(r.HostsDirs)
+	if err != nil {
+		return nil, err
+	}
+	mirrors, err := r.places(hosts)
+	if err != nil {
+		return nil, err
+	}
+	certs, tls, err := r.openCertificates(hosts)
+	if err != nil {
+		return nil, err
 	}
 	ro := registry.Options{
 		Insecure: r.Insecure, InsecurePull: r.InsecurePull, InsecureRegistries: r.InsecureRegistries,
 		SkipTLSVerify: r.SkipTLSVerify, SkipTLSVerifyPull: r.SkipTLSVerifyPull, SkipTLSVerifyRegistries: r.SkipTLSVerifyRegistries,
-		RootCAs: n.roots, Certificates: certs, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
+		RootCAs: n.roots, Certificates: certs, Hosts: tls, Mirrors: mirrors, Note: n.note, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
 		Retries: max(5, r.PushRetry, r.PullRetry), Received: received, Sent: sent,
 	}
 	tune(&ro)

@@ -311,6 +311,15 @@ type Registry struct {
 	SkipTLSVerifyRegistries []string // hosts whose certificates are not checked
 	// Certificates maps a registry host to a PEM file with further roots for it.
 	Certificates map[string]string
+	// ClientCertificates are what is shown to a registry host that asks for one.
+	ClientCertificates map[string]CertificateFiles
+	// Mirrors maps a registry to the places, host[/prefix], where images of it are
+	// looked for before it is asked itself. Pushes do not go there.
+	Mirrors map[string][]string
+	// NoFallback keeps a registry with mirrors from being asked itself.
+	NoFallback bool
+	// HostsDirs are directories of containerd's hosts.toml files.
+	HostsDirs []string
 	// PushRetry and PullRetry are how often to try again at least; the registry
 	// package retries passing faults in any case.
 	PushRetry int
@@ -321,3 +330,6 @@ type Registry struct {
 	// SkipPushCheck leaves out the test for push permission before the build.
 	SkipPushCheck bool
 }
+
+// CertificateFiles are paths of PEM files.
+type CertificateFiles struct{ Cert, Key string }

@@ -91,11 +91,7 @@ read as well.`,
 		if err := v.setKanikoEnv(a.Env); err != nil {
 			return err
 		}
-		for _, name := range []string{"KANIKO_REGISTRY_MIRROR", "KANIKO_REGISTRY_MAP"} {
-			if a.Env.Get(name) != "" {
-				return usageErrorf("%s: %s", name, notYet)
-			}
-		}
+		v.addMirrorEnv(a.Env)
 		return a.runBuild(cmd.Context(), &v, known, true)
 	}
 	return cmd

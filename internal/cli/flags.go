@@ -240,10 +240,6 @@ func knownFlags() []*knownFlag {
 		"snapshot-mode", "cache-dir", "image-fs-extract-retry",
 	}
 	table := []*knownFlag{
-		{name: "registry-mirror", refuse: notYet},
-		{name: "registry-map", refuse: notYet},
-		{name: "skip-default-registry-fallback", isBool: true, refuse: notYet},
-		{name: "registry-client-cert", refuse: notYet},
 		{name: "push-ignore-immutable-tag-errors", isBool: true, refuse: notYet},
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
 		{name: "azure-container-registry-config", refuse: notYet},

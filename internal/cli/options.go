@@ -47,6 +47,8 @@ type registryValues struct {
 	insecure, insecurePull, skipTLS, skipTLSPull, skipPushCheck bool
 	insecureRegistries, skipTLSRegistries, certificates         []string
 	credentialHelpers                                           []string
+	clientCerts, mirrors, maps, hostsDirs                       []string
+	noFallback                                                  bool
 	pushRetry, pullRetry                                        int
 }
 
@@ -62,6 +64,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	v.addRegistryFlags(f)
 	v.addCacheFlags(f)
 	v.addPushFlags(f)
+	v.addMirrorFlags(f)
 	f.BoolVar(&v.skipPushCheck, "skip-push-permission-check", false, "do not test the permission to push before building")
 	f.StringVar(&v.progress, "progress", "auto", "auto, tty, plain, rawjson, quiet or none")
 	f.BoolVarP(&v.quiet, "quiet", "q", false, "show no progress")
@@ -136,6 +139,7 @@ func (v *registryValues) addRegistryFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&v.skipTLSRegistries, "skip-tls-verify-registry", nil, "do not check the certificate of `HOST` (repeatable)")
 	f.StringArrayVar(&v.certificates, "registry-certificate", nil, "trust the certificates of a file for a registry, `HOST=FILE` (repeatable)")
 	v.addCredentialFlags(f)
+	f.StringArrayVar(&v.clientCerts, "registry-client-cert", nil, "show a certificate to a registry that asks for one, `HOST=CERT,KEY` (repeatable)")
 	f.IntVar(&v.pullRetry, "image-download-retry", 0, "try a pull again at least this often")
 }
 
@@ -153,8 +157,20 @@ func (v *registryValues) registry() (build.Registry, error) {
 	if err != nil {
 		return build.Registry{}, err
 	}
+	clients, err := clientCertificates(v.clientCerts)
+	if err != nil {
+		return build.Registry{}, err
+	}
+	mirrors, err := registryMirrors(v.maps, v.mirrors)
+	if err != nil {
+		return build.Registry{}, err
+	}
 	return build.Registry{
 		CredentialHelpers:       helpers,
+		ClientCertificates:      clients,
+		Mirrors:                 mirrors,
+		NoFallback:              v.noFallback,
+		HostsDirs:               v.hostsDirs,
 		Insecure:                v.insecure,
 		InsecurePull:            v.insecurePull,
 		InsecureRegistries:      v.insecureRegistries,

@@ -56,6 +56,13 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.size >= 0 && v.n > v.size {
 		return n, fmt.Errorf("blob %s: more than its %d bytes: %w", v.want, v.size, ErrDigestMismatch)
 	}
+	if v.size >= 0 && v.n == v.size && n > 0 {
+		// The last bytes of a blob that is wrong go nowhere: whoever uploads it
+		// must not come to its end.
+		if verr := v.check(); verr != nil {
+			return 0, verr
+		}
+	}
 	if err == io.EOF {
 		if verr := v.check(); verr != nil {
 			return n, verr

@@ -54,10 +54,10 @@ func (c *Client) isInsecure(reg name.Registry, push bool) bool {
 // endpoint finds out, once, by which scheme a registry is reached and how one
 // signs in there.
 func (a *access) endpoint(ctx context.Context) (*endpoint, error) {
-	key := fmt.Sprintf("%t %s", a.push, a.repo.RegistryStr())
+	key := fmt.Sprintf("%t %s %s", a.push, a.repo.RegistryStr(), a.key())
 	e, err := a.c.endpoints.do(ctx, key, func(ctx context.Context) (*endpoint, error) {
 		var opts []name.Option
-		if a.c.isInsecure(a.repo.Registry, a.push) {
+		if a.isInsecure() {
 			opts = append(opts, name.Insecure)
 		}
 		reg, err := name.NewRegistry(a.repo.RegistryStr(), opts...)
@@ -65,11 +65,15 @@ func (a *access) endpoint(ctx context.Context) (*endpoint, error) {
 			return nil, a.fail("", err)
 		}
 		var ch *transport.Challenge
-		err = a.c.retryWithin(ctx, func() (err error) {
-			p := &probe{inner: a.rt, now: a.c.now}
+		err = a.retryWithin(ctx, func() (err error) {
+			p := &probe{inner: a.transport(), now: a.c.now}
 			ch, err = transport.Ping(ctx, reg, p)
 			if herr := p.httpErr.Load(); herr != nil && errors.Is(err, http.ErrSchemeMismatch) {
 				err = *herr // it speaks plain HTTP: what went wrong there counts
+			}
+			var status *transport.Error
+			if terr := p.tlsErr.Load(); terr != nil && errors.As(err, &status) && status.StatusCode == http.StatusBadRequest {
+				err = *terr // it speaks TLS, and answers so to whoever does not
 			}
 			if err == nil && ch.Insecure && !a.mayUseHTTP() {
 				err = permanentError{errors.New("redirect from https to plain http refused")}
@@ -116,6 +120,12 @@ type access struct {
 	rt   http.RoundTripper
 	from []name.Repository // also to be read: sources of a mount
 
+	isMirrored bool    // the places of the registry may serve it
+	place      *place  // where it goes instead; nil is the registry itself
+	origin     *access // whose place it is
+	served     *access // where its manifest came from
+	isOnce     bool    // there is another place: nothing is repeated here
+
 	mu   sync.Mutex
 	acct Account
 }
@@ -155,7 +165,7 @@ type grant struct {
 }
 
 func (a *access) grant() *grant {
-	key := fmt.Sprintf("%t %s %s", a.push, a.repo.Name(), strings.Join(a.scopes(), " "))
+	key := fmt.Sprintf("%t %s %s %s", a.push, a.repo.Name(), a.key(), strings.Join(a.scopes(), " "))
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
 	g := a.c.grants[key]
@@ -231,8 +241,8 @@ func (a *access) exchange(ctx context.Context, e *endpoint, g *grant, ch *transp
 	// Some services look at the first scope only: what was asked for comes first.
 	scopes := append(slices.Clone(g.extra), a.scopes()...)
 	var tok *transport.Token
-	err := a.c.retryWithin(ctx, func() (err error) {
-		p := &probe{inner: &originGuard{inner: a.rt}, now: a.c.now}
+	err := a.retryWithin(ctx, func() (err error) {
+		p := &probe{inner: &originGuard{inner: a.transport()}, now: a.c.now}
 		tok, err = transport.Exchange(ctx, e.reg, cred.auth, p, scopes, ch)
 		if err == nil {
 			return nil

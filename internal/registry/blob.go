@@ -22,11 +22,13 @@ type BlobSource struct {
 	Client     *Client
 	Repo       name.Repository
 	Descriptor ocispecs.Descriptor
+	// Mirrored lets mirrors of the registry serve it.
+	Mirrored bool
 }
 
 // Open returns the blob's bytes from offset on; see Client.OpenBlob.
 func (s BlobSource) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
-	return s.Client.OpenBlob(ctx, s.Repo, s.Descriptor, offset)
+	return s.Client.openBlob(ctx, s.Repo, s.Descriptor, offset, s.Mirrored)
 }
 
 // Origin returns "registry/repository", as layer.Layer's Origin wants it.
@@ -67,7 +69,12 @@ func (a *access) smallBlob(ctx context.Context, desc ocispecs.Descriptor) ([]byt
 // digest is for the caller to check, who may read from the middle. The reader
 // is for one goroutine; it ends with ctx.
 func (c *Client) OpenBlob(ctx context.Context, repo name.Repository, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
+	return c.openBlob(ctx, repo, desc, offset, false)
+}
+
+func (c *Client) openBlob(ctx context.Context, repo name.Repository, desc ocispecs.Descriptor, offset int64, isMirrored bool) (io.ReadCloser, error) {
 	a := c.access(repo, displayRepo(repo)+"@"+desc.Digest.String(), false)
+	a.isMirrored = isMirrored
 	r, err := a.openBlob(ctx, desc, offset)
 	if err != nil {
 		return nil, a.fail("blob", err)
@@ -86,13 +93,28 @@ func (a *access) openBlob(ctx context.Context, desc ocispecs.Descriptor, offset 
 	if offset == desc.Size {
 		return b, nil
 	}
-	return b, a.c.retry(ctx, func() error { return a.fail(b.what(), b.connect()) })
+	list := a.candidates(false)
+	for {
+		b.a, b.others = list[0], list[1:]
+		err := b.a.retry(ctx, func() error { return b.a.fail(b.what(), b.connect()) })
+		if err == nil {
+			b.a.tellServed()
+		}
+		if err == nil || len(b.others) == 0 || ctx.Err() != nil {
+			return b, err
+		}
+		b.a.moveOn(err, b.others[0])
+		list = b.others
+	}
 }
 
 // A blobReader reads a blob over as many connections as it takes.
 type blobReader struct {
-	a    *access
-	ctx  context.Context //nolint:containedctx // the caller's, as for the body of any HTTP answer
+	a   *access
+	ctx context.Context //nolint:containedctx // the caller's, as for the body of any HTTP answer
+
+	others []*access // places to go to when this one fails
+
 	desc ocispecs.Descriptor
 	off  int64
 
@@ -153,6 +175,12 @@ func (b *blobReader) recover(err error) {
 	}
 	b.failures++
 	wrapped := b.a.fail(b.what(), err)
+	if len(b.others) > 0 && (b.failures > 1 || !isTemporary(wrapped)) {
+		// It broke off, and going on there failed too.
+		b.a.moveOn(wrapped, b.others[0])
+		b.a, b.others, b.failures = b.others[0], b.others[1:], 0
+		return
+	}
 	if b.failures > b.a.c.opt.Retries || !isTemporary(wrapped) {
 		b.err = wrapped
 		return

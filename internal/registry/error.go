@@ -276,10 +276,14 @@ func (a *access) newError(what string) *Error {
 	if ref == "" {
 		ref = displayRepo(a.repo)
 	}
-	return &Error{
+	e := &Error{
 		Op: op, Registry: displayHost(a.repo.RegistryStr()), Repository: a.repo.RepositoryStr(),
 		Ref: ref, What: what, Account: a.account(),
 	}
+	if a.place != nil && a.place.Host != "" {
+		e.Host = e.Registry // not the one of the reference
+	}
+	return e
 }
 
 // failStatus makes an error of an answer, and closes it.

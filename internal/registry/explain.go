@@ -97,6 +97,8 @@ func (e *Error) explainNetwork() string {
 		return fmt.Sprintf(" try     check the name %s; this place's name servers do not know it", e.Registry)
 	case errors.As(e.Err, &unknown):
 		return fmt.Sprintf(" why     no authority that this place trusts has signed the certificate of %s\n", e.Registry) + flags
+	case asksForCertificate(e.Err):
+		return fmt.Sprintf(" why     %s wants to see a certificate\n try     --registry-client-cert %s=CERT.pem,KEY.pem", e.Registry, e.Registry)
 	case errors.As(e.Err, &host), errors.As(e.Err, &invalid):
 		return fmt.Sprintf(" why     the certificate of %s is not good for it\n", e.Registry) + flags
 	case errors.Is(e.Err, http.ErrSchemeMismatch):
@@ -107,4 +109,12 @@ func (e *Error) explainNetwork() string {
 		return fmt.Sprintf(" why     %s closed the connection, several times\n try     again; the registry's own log may say why (its disk, its memory, a proxy's size limit)", e.Registry)
 	}
 	return ""
+}
+
+// asksForCertificate recognizes a server that was not shown a certificate that
+// it takes. The type of crypto/tls's alerts is not exported; these are the texts
+// of certificate_required (RFC 8446, 6.2) and of what TLS 1.2 has for it.
+func asksForCertificate(err error) bool {
+	alert, ok := remoteAlert(err)
+	return ok && (alert == "tls: certificate required" || alert == "tls: bad certificate")
 }

@@ -64,11 +64,23 @@ func (c *Client) FetchManifest(ctx context.Context, ref name.Reference) (*Manife
 // manifest gets a manifest by tag or digest.
 func (a *access) manifest(ctx context.Context, id string) (*Manifest, error) {
 	var m *Manifest
-	err := a.c.retry(ctx, func() (err error) {
-		m, err = a.manifestOnce(ctx, id)
-		return a.fail("manifest", err)
+	err := a.eachPlace(ctx, isTag(id), func(at *access) error {
+		return at.retry(ctx, func() (err error) {
+			m, err = at.manifestOnce(ctx, id)
+			if err == nil {
+				a.setServed(at)
+			}
+			return at.fail("manifest", err)
+		})
 	})
 	return m, err
+}
+
+// setServed notes where the first manifest came from.
+func (a *access) setServed(at *access) {
+	if a.served == nil {
+		a.served = at
+	}
 }
 
 func (a *access) manifestOnce(ctx context.Context, id string) (*Manifest, error) {

@@ -58,6 +58,14 @@ type Options struct {
 	RootCAs *x509.CertPool
 	// Certificates adds certificate authorities (PEM) for one host each.
 	Certificates map[string][]byte
+	// Hosts are further TLS settings, for one host each.
+	Hosts map[string]HostTLS
+	// Mirrors are other places for pulls of images, by registry; those of "" are
+	// for all registries that have none of their own. They are not asked when
+	// something is pushed, or read that was pushed.
+	Mirrors map[string]Places
+	// Note, if set, is told in a line which mirror was passed over and why.
+	Note func(text string)
 	// Keychain knows credentials; nil means none. Where it returns a
 	// *keychain.Credential, errors tell which account was used. It is told to
 	// Forget what was refused, if it can.
@@ -96,7 +104,10 @@ type Client struct {
 	images    group[*Image]
 	uploads   group[PushResult]
 
+	places map[string][]*place // nil in a list is the registry itself
+
 	mu      sync.Mutex
+	told    map[string]bool // lines
 	grants  map[string]*grant
 	secrets map[string]bool // what must not appear in errors
 }
@@ -133,11 +144,12 @@ func New(opt Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{
+	c := &Client{
 		opt: opt, pull: pull, push: push,
-		now: time.Now, sleep: sleep,
+		now: time.Now, sleep: sleep, told: map[string]bool{},
 		grants: map[string]*grant{}, secrets: map[string]bool{},
-	}, nil
+	}
+	return c, c.openPlaces()
 }
 
 // ParseReference reads a reference as docker does: without a registry it is

@@ -62,12 +62,12 @@ func (a *access) do(ctx context.Context, r request) (*http.Response, error) {
 func (a *access) follow(ctx context.Context, e *endpoint, r request, auth string) (*http.Response, error) {
 	u := r.url
 	if u == nil {
-		u = &url.URL{Scheme: e.scheme, Host: e.reg.RegistryStr(), Path: "/v2/" + r.path}
+		u = &url.URL{Scheme: e.scheme, Host: e.reg.RegistryStr(), Path: a.base() + r.path}
 	}
-	if len(r.query) > 0 {
+	if query := a.query(r.query); len(query) > 0 {
 		c := *u
 		q := c.Query()
-		for k, v := range r.query {
+		for k, v := range query {
 			q[k] = v
 		}
 		c.RawQuery = q.Encode()
@@ -123,7 +123,7 @@ func (a *access) send(ctx context.Context, u *url.URL, r request, auth string) (
 		stop()
 		return nil, permanentError{err}
 	}
-	resp, err := a.rt.RoundTrip(req)
+	resp, err := a.transport().RoundTrip(req)
 	dog.pause()
 	if err != nil {
 		err = stallCause(ctx, err)
@@ -160,9 +160,14 @@ func (a *access) isRegistry(u *url.URL) bool {
 	return canonicalHost(u.Host, u.Scheme) == canonicalHost(a.repo.RegistryStr(), u.Scheme)
 }
 
+// isInsecure reports whether plain HTTP is allowed by a setting.
+func (a *access) isInsecure() bool {
+	return a.place != nil && a.place.Scheme == "http" || a.c.isInsecure(a.repo.Registry, a.push)
+}
+
 // mayUseHTTP reports whether the registry may be spoken to without TLS.
 func (a *access) mayUseHTTP() bool {
-	return a.c.isInsecure(a.repo.Registry, a.push) || a.repo.Scheme() == "http"
+	return a.isInsecure() || a.repo.Scheme() == "http"
 }
 
 // location returns the absolute URL of an answer's Location. Registries

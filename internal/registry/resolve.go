@@ -30,6 +30,8 @@ type Image struct {
 	Manifest       ocispecs.Manifest
 	Config         []byte
 	Account        Account // who was signed in
+	// Origin is the repository that served the manifest: Repo, or a mirror's.
+	Origin name.Repository
 }
 
 // ErrNoPlatform is an index that has nothing for the platform asked for.
@@ -42,7 +44,7 @@ const maxIndexDepth = 4
 // and gets its manifest and config, verified. It asks the registry once for
 // each reference and platform. An index leads to the manifest that
 // containerd would choose; a reference to a single manifest is taken whatever
-// its platform, as BuildKit does.
+// its platform, as BuildKit does. Mirrors are asked first.
 func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform *ocispecs.Platform) (*Image, error) {
 	p := platforms.DefaultSpec()
 	if platform != nil {
@@ -51,11 +53,15 @@ func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform *ocis
 	key := ref.Name() + " " + platforms.FormatAll(p) + " " + strings.Join(p.OSFeatures, ",")
 	return c.images.do(ctx, key, func(ctx context.Context) (*Image, error) {
 		a := c.access(ref.Context(), displayRef(ref), false)
+		a.isMirrored = true
 		img, err := a.resolve(ctx, ref, p)
 		if err != nil {
 			return nil, a.fail("", err)
 		}
-		img.Account = a.account()
+		img.Account, img.Origin = a.served.account(), a.repo
+		if p := a.served.place; p != nil && p.Path == "" {
+			img.Origin = a.served.repo
+		}
 		return img, nil
 	})
 }

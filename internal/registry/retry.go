@@ -59,15 +59,6 @@ func (c *Client) retry(ctx context.Context, fn func() error) error {
 	}
 }
 
-// retryWithin is retry for a step of what is itself retried: its budget is not
-// to be multiplied.
-func (c *Client) retryWithin(ctx context.Context, fn func() error) error {
-	if err := c.retry(ctx, fn); err != nil {
-		return permanentError{err}
-	}
-	return nil
-}
-
 // delay prefers what the registry asks for.
 func (c *Client) delay(n int, err error) time.Duration {
 	d := backoff(n)
@@ -109,6 +100,9 @@ func isTemporary(err error) bool {
 		alert   tls.AlertError
 		addr    *net.AddrError
 	)
+	if _, ok := remoteAlert(err); ok {
+		return false
+	}
 	switch {
 	case errors.As(err, &dns):
 		return !dns.IsNotFound
@@ -117,6 +111,16 @@ func isTemporary(err error) bool {
 		return false
 	}
 	return true
+}
+
+// remoteAlert returns the alert by which the other end refused a handshake, or
+// ended a connection: crypto/tls wraps it so.
+func remoteAlert(err error) (text string, ok bool) {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" || op.Err == nil {
+		return "", false
+	}
+	return op.Err.Error(), true
 }
 
 func isTemporaryStatus(status int) bool {

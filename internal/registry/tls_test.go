@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log"
 	"math/big"
@@ -19,6 +20,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -190,5 +192,47 @@ func TestNoDowngrade(t *testing.T) {
 	}
 	if len(plain.log) > 0 {
 		t.Errorf("asked in the clear: %v", plain.log)
+	}
+}
+
+// A client certificate is shown to its host and to no other, and so are the
+// settings of hosts.toml.
+func TestClientCertificate(t *testing.T) {
+	caPEM, cert := newCA(t)
+	var mu sync.Mutex
+	shown := map[string]int{}
+	f := &front{}
+	f.Server = httptest.NewUnstartedServer(f.handler())
+	f.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}
+	f.TLS.VerifyConnection = func(s tls.ConnectionState) error {
+		mu.Lock()
+		defer mu.Unlock()
+		shown[s.ServerName] += len(s.PeerCertificates)
+		return nil
+	}
+	f.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.StartTLS()
+	t.Cleanup(f.Close)
+	opt := Options{RootCAs: x509.NewCertPool(), DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, f.Listener.Addr().String())
+	}}
+	opt.Hosts = map[string]HostTLS{"a.example.com": {CAs: caPEM, Clients: []tls.Certificate{cert}}, "b.example.com": {CAs: caPEM}}
+	c, _ := newClient(t, opt)
+	for _, host := range []string{"a.example.com", "b.example.com"} {
+		repo, err := name.NewRepository(host + "/team/app")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CheckPushPermission(t.Context(), repo); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.FetchManifest(t.Context(), repo.Tag("absent")); !errors.Is(err, ErrNotFound) {
+			t.Error(err)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if shown["a.example.com"] < 2 || shown["b.example.com"] != 0 {
+		t.Errorf("shown: %v", shown)
 	}
 }

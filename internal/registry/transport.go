@@ -4,6 +4,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -27,29 +29,60 @@ type router struct {
 	hosts     map[string]*http.Transport // by "host" or "host:port", lower case
 }
 
+// HostTLS is how one host is trusted and what is shown to it, and to no other.
+type HostTLS struct {
+	CAs        []byte            // certificate authorities (PEM), beside those for all
+	Clients    []tls.Certificate // to show if the host asks for one
+	SkipVerify bool
+}
+
+// with returns both settings.
+func (t HostTLS) with(o HostTLS) HostTLS {
+	return HostTLS{
+		CAs:        append(append(slices.Clone(t.CAs), '\n'), o.CAs...),
+		Clients:    append(slices.Clone(t.Clients), o.Clients...),
+		SkipVerify: t.SkipVerify || o.SkipVerify,
+	}
+}
+
+// hostSettings joins what the options say of single hosts.
+func hostSettings(opt Options) map[string]HostTLS {
+	hosts := map[string]HostTLS{}
+	add := func(h string, t HostTLS) { hosts[settingHost(h)] = hosts[settingHost(h)].with(t) }
+	for h, t := range opt.Hosts {
+		add(h, t)
+	}
+	for h, pem := range opt.Certificates {
+		add(h, HostTLS{CAs: pem})
+	}
+	for _, h := range opt.SkipTLSVerifyRegistries {
+		add(h, HostTLS{SkipVerify: true})
+	}
+	return hosts
+}
+
 func newRouter(opt Options, skipVerify bool) (*router, error) {
 	r := &router{userAgent: opt.UserAgent, hosts: map[string]*http.Transport{}}
 	r.base = newTransport(opt, &tls.Config{RootCAs: opt.RootCAs, InsecureSkipVerify: skipVerify})
-
-	skip := map[string]bool{}
-	for _, h := range opt.SkipTLSVerifyRegistries {
-		skip[settingHost(h)] = true
-	}
 	for h, pem := range opt.Certificates {
-		h = settingHost(h)
-		pool := x509.NewCertPool()
-		if opt.RootCAs != nil {
-			pool = opt.RootCAs.Clone()
+		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read certificate for registry %s: no certificate in PEM form found", settingHost(h))
 		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read certificate for registry %s: no certificate in PEM form found", h)
-		}
-		r.hosts[h] = newTransport(opt, &tls.Config{RootCAs: pool, InsecureSkipVerify: skipVerify || skip[h]})
 	}
-	for h := range skip {
-		if r.hosts[h] == nil {
-			r.hosts[h] = newTransport(opt, &tls.Config{RootCAs: opt.RootCAs, InsecureSkipVerify: true})
+	for h, t := range hostSettings(opt) {
+		pool := opt.RootCAs
+		if len(bytes.TrimSpace(t.CAs)) > 0 {
+			pool = x509.NewCertPool()
+			if opt.RootCAs != nil {
+				pool = opt.RootCAs.Clone()
+			}
+			if !pool.AppendCertsFromPEM(t.CAs) {
+				return nil, fmt.Errorf("read certificate for registry %s: no certificate in PEM form found", h)
+			}
 		}
+		r.hosts[h] = newTransport(opt, &tls.Config{
+			RootCAs: pool, InsecureSkipVerify: skipVerify || t.SkipVerify, Certificates: t.Clients,
+		})
 	}
 	return r, nil
 }
@@ -106,6 +139,7 @@ type probe struct {
 	inner      http.RoundTripper
 	retryAfter atomic.Int64
 	httpErr    atomic.Pointer[error] // of the last attempt without TLS
+	tlsErr     atomic.Pointer[error] // of the last attempt with it
 	now        func() time.Time
 }
 
@@ -116,6 +150,8 @@ func (p *probe) RoundTrip(in *http.Request) (*http.Response, error) {
 	if err != nil {
 		if in.URL.Scheme == "http" {
 			p.httpErr.Store(&err)
+		} else {
+			p.tlsErr.Store(&err)
 		}
 		return nil, err
 	}
