@@ -10,10 +10,8 @@ LINTER   = $(or $(wildcard .cache/bin/golangci-lint),$(TOOL) golangci-lint)
 FUZZTIME ?= 30s
 GOFILES  = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
-comma   := ,
-
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cover lint fmt generate golden conformance fuzz bench images
+.PHONY: help build demo test cover lint fmt generate golden conformance fuzz bench images release
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,10 +57,9 @@ bench: ## Measure hako in a pod against BuildKit on the host, as root; BENCH="-s
 
 CERTS     ?= /etc/ssl/certs/ca-certificates.crt
 PLATFORMS ?= linux/amd64,linux/arm64
-CTX        = bin/image-context
-images: build ## Build the container image, with hako itself, into the OCI layout bin/image
-	rm -rf bin/image $(CTX)
-	for p in $(subst $(comma), ,$(PLATFORMS)); do a=$${p#*/}; \
-	CGO_ENABLED=0 GOOS=linux GOARCH=$$a $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $(CTX)/$$a/kaniko/executor ./cmd/hako && install -D -m 0644 $(CERTS) -t $(CTX)/$$a/kaniko/ssl/certs && \
-	chmod 0777 $(CTX)/$$a/kaniko && chmod 0755 $(CTX)/$$a/kaniko/executor $(CTX)/$$a/kaniko/ssl $(CTX)/$$a/kaniko/ssl/certs || exit 1; done
-	bin/hako build --platform $(PLATFORMS) -o type=oci,tar=false,dest=bin/image -t hako:$(VERSION) --source-date-epoch $$(git log -1 --format=%ct) --rewrite-timestamp -f images/Dockerfile $(CTX)
+IMAGES    ?= bin/images
+images: build ## Build the container images, with hako itself, into the OCI layouts bin/images/executor and debug
+	GO="$(GO)" VERSION="$(VERSION)" LDFLAGS="$(LDFLAGS)" CERTS="$(CERTS)" PLATFORMS="$(PLATFORMS)" images/build $(IMAGES)
+
+release: images ## Push the images to REPOSITORY=registry/name, as VERSION, latest, VERSION-debug and debug
+	images/release $(IMAGES) $(VERSION) $(REPOSITORY)

@@ -132,7 +132,7 @@ Called as "executor" (or "hako executor") it takes the flags of kaniko's executo
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand(), a.authCommand(), a.loginCommand())
+	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand(), a.authCommand(), a.loginCommand(), a.personalitiesCommand())
 	root.AddCommand(&cobra.Command{
 		Use:                "executor",
 		Short:              "Build as kaniko's executor does, with its flags",
