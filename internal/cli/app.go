@@ -120,9 +120,12 @@ func (a *App) rootCommand() *cobra.Command {
 no daemon, no privileges, nothing to install on the node.
 
 Called as "executor" (or "hako executor") it takes the flags of kaniko's executor.`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Example: `  hako build --push -t registry.example.com/app:1.4 .   build and push
+  hako plan --push -t registry.example.com/app:1.4 .    say what that would do
+  hako doctor -d registry.example.com/app:1.4           may this account push there? what would RUN do here?
+  source <(hako completion bash)                        complete commands and flags`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])

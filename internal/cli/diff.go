@@ -25,6 +25,8 @@ flattened file tree, the layers, the config and the history.
 A and B are references in a registry, OCI layout directories (oci:PATH), or
 archives (docker-archive:PATH, oci-archive:PATH, or any existing path).
 The exit code is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.`,
+		Example: `  hako diff registry.example.com/app:1.3 registry.example.com/app:1.4
+  hako diff --ignore created --ignore mtime app.tar oci:layout`,
 		Args: cobra.ExactArgs(2),
 	}
 	f := cmd.Flags()

@@ -25,7 +25,8 @@ func (a *App) doctorCommand() *cobra.Command {
 memory, where RUN would run and what that would move. Nothing is changed.
 
 With -d the registry is asked too whether this account may pull and push.`,
-		Args: cobra.NoArgs,
+		Example: `  hako doctor -d registry.example.com/app:1.4`,
+		Args:    cobra.NoArgs,
 	}
 	f := cmd.Flags()
 	f.StringVar(&format, "format", "text", "text or json")

@@ -69,7 +69,9 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	f.StringVar(&v.progress, "progress", "auto", "auto, tty, plain, rawjson, quiet or none")
 	f.BoolVarP(&v.quiet, "quiet", "q", false, "show no progress")
 	v.addKanikoFlags(f)
-	return addKnownFlags(f)
+	known := addKnownFlags(f)
+	completeValues(cmd)
+	return known
 }
 
 func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
