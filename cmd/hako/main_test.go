@@ -19,7 +19,10 @@ import (
 var update = flag.Bool("update", false, "rewrite the expected output in testdata")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"hako": main, "executor": main})
+	testscript.Main(m, map[string]func(){
+		"hako": main, "executor": main,
+		"docker-credential-gcr": main, "docker-credential-ecr-login": main, "docker-credential-acr-env": main,
+	})
 }
 
 func TestScripts(t *testing.T) {
@@ -36,6 +39,7 @@ func TestScripts(t *testing.T) {
 			srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 			env.Defer(srv.Close)
 			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
+			startClouds(env)
 			env.Setenv("HTTP_PROXY", proxy)
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
 			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test\ngone.test")

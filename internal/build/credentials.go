@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"hako/internal/keychain"
 	"hako/internal/sandbox"
@@ -20,7 +23,7 @@ import (
 // now; what changes while a build runs is read from handles that are opened now.
 // The container's own tree is where outside says; nil stands for /.
 func openKeychain(opt *Options, n *network, outside *sandbox.Outside) (*keychain.Chain, error) {
-	k := &keychainOpener{opt: opt, network: n, helpers: newHelpers(opt.Env, outside)}
+	k := newKeychainOpener(opt, n, outside)
 	for _, open := range []func() error{k.authConfig, k.dockerConfig, k.podman} {
 		if err := open(); err != nil {
 			return nil, errors.Join(err, k.close())
@@ -37,21 +40,47 @@ type keychainOpener struct {
 	helpers *helpers
 	sources []keychain.Source
 	absent  []string
+	open    []*tokenFile
+	made    map[string]keychain.Source // built-in ones
 }
 
-func (k *keychainOpener) close() error { return k.helpers.close() }
+func newKeychainOpener(opt *Options, n *network, outside *sandbox.Outside) *keychainOpener {
+	return &keychainOpener{opt: opt, network: n, helpers: newHelpers(opt.Env, outside), made: make(map[string]keychain.Source)}
+}
+
+func (k *keychainOpener) close() error {
+	errs := []error{k.helpers.close()}
+	for _, f := range k.open {
+		errs = append(errs, f.close())
+	}
+	return errors.Join(errs...)
+}
+
+// openToken implements keychain.Cloud's Open.
+func (k *keychainOpener) openToken(path string) (func() ([]byte, error), error) {
+	f, err := openTokenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	k.open = append(k.open, f)
+	return f.read, nil
+}
 
 func (k *keychainOpener) add(b []byte, source string) error {
 	d, err := keychain.ParseDockerConfig(b, source)
 	if err != nil {
 		return err
 	}
+	stand := make(map[string]keychain.Source)
 	for _, name := range d.Helpers() {
 		if err := k.helpers.open(name); err != nil {
 			return err
 		}
+		if own := keychain.HelperNames()[name]; own != "" {
+			stand[name] = k.source(own)
+		}
 	}
-	d.Helper = k.helpers.run
+	d.Helper, d.BuiltIn = k.helpers.run, func(name string) keychain.Source { return stand[name] }
 	k.sources = append(k.sources, d)
 	return nil
 }
@@ -164,19 +193,52 @@ func unreadable(err error) error {
 
 // builtIn adds the sources that need no file of docker's.
 func (k *keychainOpener) builtIn() {
-	env := keychain.Getenv(k.opt.Env.Get)
-	all := map[string]func() keychain.Source{ // by the names of keychain.BuiltIn
-		"env":    func() keychain.Source { return keychain.NewEnv(env) },
-		"gitlab": func() keychain.Source { return keychain.NewGitLab(env) },
-		"github": func() keychain.Source { return keychain.NewGitHub(env) },
-	}
 	for _, name := range keychain.BuiltIn() {
 		if asked := k.opt.Registry.CredentialHelpers; asked != nil && !slices.Contains(asked, name) {
 			k.absent = append(k.absent, name+" (not in --credential-helpers)")
 			continue
 		}
-		if source := all[name]; source != nil {
-			k.sources = append(k.sources, source())
-		}
+		k.sources = append(k.sources, k.source(name))
 	}
+}
+
+// source returns the built-in source of a name, made once: it remembers what it
+// was given. nil is for names that there are not.
+func (k *keychainOpener) source(name string) keychain.Source {
+	if s := k.made[name]; s != nil {
+		return s
+	}
+	env := keychain.Getenv(k.opt.Env.Get)
+	cloud := keychain.Cloud{
+		Env: env, Client: tokenClient(k.network.client(), k.network.proxy), Machine: tokenClient(k.network.client(), nil), Open: k.openToken, Now: time.Now,
+	}
+	var s keychain.Source
+	switch name {
+	case "env":
+		s = keychain.NewEnv(env)
+	case "google":
+		s = keychain.NewGoogle(cloud)
+	case "ecr":
+		s = keychain.NewECR(cloud)
+	case "acr":
+		s = keychain.NewACR(cloud)
+	case "gitlab":
+		s = keychain.NewGitLab(env)
+	case "github":
+		s = keychain.NewGitHub(env)
+	default:
+		return nil
+	}
+	k.made[name] = s
+	return s
+}
+
+// tokenClient returns the client for services that give credentials. They
+// redirect nowhere, and what is sent to them is to reach nobody else.
+func tokenClient(c *http.Client, proxy func(*http.Request) (*url.URL, error)) *http.Client {
+	if t, ok := c.Transport.(*http.Transport); ok {
+		t.Proxy = proxy
+	}
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return c
 }

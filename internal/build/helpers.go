@@ -27,6 +27,7 @@ type helpers struct {
 	env      Env
 	outside  *sandbox.Outside
 	timeout  time.Duration
+	self     os.FileInfo // this very program, nil if not known
 	programs map[string]*os.File
 }
 
@@ -34,7 +35,11 @@ type helpers struct {
 const helperTimeout = 30 * time.Second
 
 func newHelpers(env Env, outside *sandbox.Outside) *helpers {
-	return &helpers{env: env, outside: outside, timeout: helperTimeout, programs: make(map[string]*os.File)}
+	h := &helpers{env: env, outside: outside, timeout: helperTimeout, programs: make(map[string]*os.File)}
+	if path, err := os.Executable(); err == nil {
+		h.self, _ = os.Stat(path) // without it hako would be started for itself
+	}
+	return h
 }
 
 func (h *helpers) close() error {
@@ -46,7 +51,7 @@ func (h *helpers) close() error {
 }
 
 // open looks for the program of a helper. That there is none is an error when it
-// is needed.
+// is needed; hako's own image has it under the names of some, which then is none.
 func (h *helpers) open(name string) error {
 	if name != filepath.Base(name) || h.programs[name] != nil {
 		return nil
@@ -60,6 +65,9 @@ func (h *helpers) open(name string) error {
 			fi, err := os.Stat(path)
 			if err != nil || !fi.Mode().IsRegular() || ext == "" && fi.Mode()&0o111 == 0 {
 				continue
+			}
+			if h.self != nil && os.SameFile(fi, h.self) {
+				return nil
 			}
 			f, err := os.Open(path)
 			if err != nil {

@@ -27,7 +27,7 @@ func resolve(t *testing.T, config, repo string, programs map[string]string) (str
 		}
 	}
 	env := Env{"DOCKER_AUTH_CONFIG": config, "PATH": dir, "COUNT": filepath.Join(dir, "count")}
-	k := &keychainOpener{opt: &Options{Env: env}, helpers: newHelpers(env, nil)}
+	k := newKeychainOpener(&Options{Env: env}, &network{}, nil)
 	k.helpers.timeout = 2 * time.Second
 	t.Cleanup(func() { k.close() })
 	if err := k.authConfig(); err != nil {

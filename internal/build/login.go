@@ -44,6 +44,32 @@ func ExplainAuth(ctx context.Context, r Registry, env Env, target string) (*Auth
 	return &AuthExplanation{Target: target, Absent: keys.Absent(), Findings: keys.Explain(ctx, res)}, nil
 }
 
+// AskHelper answers as the credential helper docker-credential-<name> does that
+// hako stands in for. Without credentials the error is keychain.ErrNoCredentials.
+func AskHelper(ctx context.Context, env Env, helper, server string) ([]byte, error) {
+	host := strings.TrimPrefix(strings.TrimPrefix(server, "https://"), "http://")
+	host, _, _ = strings.Cut(host, "/")
+	res, err := name.NewRegistry(host)
+	if err != nil || host == "" {
+		return nil, fmt.Errorf("%q is no server", server)
+	}
+	n, err := openNetwork(env)
+	if err != nil {
+		return nil, err
+	}
+	k := newKeychainOpener(&Options{Env: env}, n, nil)
+	defer k.close() //nolint:errcheck // only read from
+	s := k.source(keychain.HelperNames()[helper])
+	if s == nil {
+		return nil, fmt.Errorf("docker-credential-%s is not known", helper)
+	}
+	c, err := s.Find(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	return keychain.WriteHelper(c, server)
+}
+
 // parseAuthTarget reads "host" or "host/repository", with or without a tag. A
 // name without a dot, a port or a path is a host, not a repository of Docker Hub.
 func parseAuthTarget(s string) (authn.Resource, error) {

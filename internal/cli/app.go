@@ -73,6 +73,9 @@ type DiffOptions struct {
 // Main runs the command that args ask for, args[0] being the program's name,
 // and returns its exit code.
 func (a *App) Main(ctx context.Context, args []string) int {
+	if helper, ok := helperPersonality(args); ok {
+		return a.runHelper(ctx, helper, args[1:])
+	}
 	name, rest := personality(args)
 	a.asExecutor = len(args) > 0 && filepath.Base(args[0]) == "executor"
 	var root *cobra.Command

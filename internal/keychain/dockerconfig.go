@@ -44,6 +44,9 @@ func (e *ConfigError) Explain() string { return " try     " + e.Remedy }
 type DockerConfig struct {
 	// Helper runs credential helpers; nil means that they cannot be run here.
 	Helper Helper
+	// BuiltIn returns what stands in for a helper program that is not there,
+	// nil for nothing; nil stands for none.
+	BuiltIn func(name string) Source
 
 	source  string
 	entries map[string]dockerEntry // by normalized key
@@ -202,7 +205,7 @@ func (d *DockerConfig) Find(ctx context.Context, r authn.Resource) (*Credential,
 		server = authn.DefaultAuthKey
 	}
 	if h := d.helpers[host]; h != "" {
-		c, err := d.help(ctx, h, server, host)
+		c, err := d.help(ctx, r, h, server)
 		if errors.Is(err, ErrNoHelper) {
 			return nil, &ConfigError{
 				Err:    fmt.Errorf("%s names the credential helper docker-credential-%s for %s: %w", d.source, h, host, err),
@@ -225,7 +228,7 @@ func (d *DockerConfig) Find(ctx context.Context, r authn.Resource) (*Credential,
 		key = key[:i]
 	}
 	if d.store != "" {
-		c, err := d.help(ctx, d.store, server, "")
+		c, err := d.help(ctx, r, d.store, server)
 		if errors.Is(err, ErrNoHelper) {
 			// Such files come along from a desk where the helper is.
 			return none(d.source, fmt.Sprintf("the credential helper docker-credential-%s of %s cannot be run: %v", d.store, d.source, err)), nil
@@ -235,11 +238,16 @@ func (d *DockerConfig) Find(ctx context.Context, r authn.Resource) (*Credential,
 	return none(d.source, ""), nil
 }
 
-func (d *DockerConfig) help(ctx context.Context, helper, server, entry string) (*Credential, error) {
-	if d.Helper == nil {
-		return nil, ErrNoHelper
+func (d *DockerConfig) help(ctx context.Context, r authn.Resource, helper, server string) (*Credential, error) {
+	user, secret, err := "", "", ErrNoHelper
+	if d.Helper != nil {
+		user, secret, err = d.Helper(ctx, helper, server)
 	}
-	user, secret, err := d.Helper(ctx, helper, server)
+	if errors.Is(err, ErrNoHelper) && d.BuiltIn != nil {
+		if s := d.BuiltIn(helper); s != nil {
+			return s.Find(ctx, r)
+		}
+	}
 	source := fmt.Sprintf("docker-credential-%s (%s)", helper, d.source)
 	if errors.Is(err, ErrNoCredentials) {
 		return none(source, fmt.Sprintf("docker-credential-%s has no credentials for %s", helper, server)), nil
@@ -255,10 +263,20 @@ func (d *DockerConfig) help(ctx context.Context, helper, server, entry string) (
 	}
 	c := &Credential{
 		cfg:     authn.AuthConfig{Username: user, Password: secret},
-		account: Account{Username: user, Source: source, Entry: entry},
+		account: Account{Username: user, Source: source, Entry: d.helperEntry(r)},
 	}
 	if user == tokenUser {
 		c.cfg = authn.AuthConfig{Username: user, IdentityToken: secret}
 	}
 	return c, nil
+}
+
+// helperEntry returns the entry of credHelpers that leads to the helper, "" for
+// the helper for all.
+func (d *DockerConfig) helperEntry(r authn.Resource) string {
+	host := strings.ToLower(r.RegistryStr())
+	if d.helpers[host] == "" {
+		return ""
+	}
+	return host
 }

@@ -51,3 +51,25 @@ func HelperFailure(out []byte, err error) error {
 	}, text)
 	return fmt.Errorf("%w: %s", err, text)
 }
+
+// HelperNames are the names under which helper programs for clouds are known,
+// docker-credential- left out, with the source of BuiltIn that answers for each.
+func HelperNames() map[string]string {
+	return map[string]string{"ecr-login": "ecr", "gcr": "google", "gcloud": "google", "acr-env": "acr"}
+}
+
+// WriteHelper returns what a helper program prints for a credential, whose user
+// "<token>" marks an identity token.
+func WriteHelper(c *Credential, server string) ([]byte, error) {
+	if c.isEmpty() {
+		return nil, ErrNoCredentials
+	}
+	a := helperAnswer{ServerURL: server, Username: c.cfg.Username, Secret: c.cfg.Password}
+	if c.cfg.IdentityToken != "" {
+		a.Username, a.Secret = tokenUser, c.cfg.IdentityToken
+	}
+	return json.Marshal(a)
+}
+
+// HelperNotFound is what a helper program prints when it knows of none.
+const HelperNotFound = helperNotFound
