@@ -89,6 +89,7 @@ func TestImages(t *testing.T) {
 	t.Run("itself", im.itself)
 	t.Run("job", im.job)
 	t.Run("release", im.release)
+	t.Run("examples", im.examples)
 }
 
 func (im *ownImages) content(t *testing.T) {
