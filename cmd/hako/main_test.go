@@ -42,7 +42,7 @@ func TestScripts(t *testing.T) {
 			startClouds(env)
 			env.Setenv("HTTP_PROXY", proxy)
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
-			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test\ngone.test")
+			env.Setenv("HAKO_INSECURE_REGISTRY", "registry.test\nread-only.test\ngone.test\nslow.test\nimmutable.test\nskaffold.test")
 			return nil
 		},
 	})

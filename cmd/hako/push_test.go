@@ -20,11 +20,27 @@ import (
 )
 
 // byHost makes several registries of one: read-only.test refuses all that would
-// change it, gone.test has nothing.
+// change it, gone.test has nothing, slow.test gives no blob and takes none,
+// immutable.test sets no tag again, and skaffold.test speaks with nobody but a
+// program that skaffold called.
 func byHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host == "gone.test" && r.URL.Path != "/v2/" {
 			http.NotFound(w, r)
+			return
+		}
+		isManifest := strings.Contains(r.URL.Path, "/manifests/")
+		switch {
+		case r.Host == "slow.test" && (r.Method == http.MethodPost || strings.Contains(r.URL.Path, "/blobs/sha256:")):
+			_, _ = io.Copy(io.Discard, r.Body) // until then nothing is seen of the other end
+			<-r.Context().Done()
+			return
+		case r.Host == "immutable.test" && r.Method == http.MethodPut && isManifest && !strings.Contains(r.URL.Path, "sha256:"):
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"MANIFEST_INVALID","message":"manifest tag: The repository has enabled tag immutability"}]}`)
+			return
+		case r.Host == "skaffold.test" && !regexp.MustCompile(`^hako/\S+,skaffold$`).MatchString(r.Header.Get("User-Agent")):
+			w.WriteHeader(http.StatusTeapot)
 			return
 		}
 		if r.Host == "read-only.test" && r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -63,6 +79,12 @@ func pushCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			if a, b := at(args[0]), at(args[1]); a != b || a == "" {
 				ts.Fatalf("%q and %q", a, b)
 			}
+		},
+		// bydigest diffs the image whose digest is in a file with itself, to see that
+		// it is there.
+		"bydigest": func(ts *testscript.TestScript, _ bool, args []string) {
+			ref := args[0] + "@" + ts.ReadFile(args[1])
+			ts.Check(ts.Exec("hako", "diff", ref, ref))
 		},
 		"olddocker": func(ts *testscript.TestScript, _ bool, args []string) { oldDocker(ts, args[0], args[1]) },
 		// spoil changes a byte of the layer of a layout.

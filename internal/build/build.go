@@ -262,13 +262,12 @@ func (b *build) run(ctx context.Context, files []string) (*Result, error) {
 	if b.outputs.none() {
 		return nil, ErrNothingToDo
 	}
-	if err := b.convert(ctx, fo); err != nil {
-		return nil, err
-	}
-	if err := b.outputs.allowed(); err != nil {
-		return nil, err
-	}
-	if err := b.evaluate(ctx); err != nil {
+	if err := b.whileAllowed(ctx, func(ctx context.Context) error {
+		if err := b.convert(ctx, fo); err != nil {
+			return err
+		}
+		return b.evaluate(ctx)
+	}); err != nil {
 		return nil, err
 	}
 	// From here on no command runs: what was parked comes back before anything
@@ -293,6 +292,31 @@ func (b *build) convert(ctx context.Context, fo frontend.Options) (err error) {
 		}
 	}
 	return nil
+}
+
+// whileAllowed works while the registries are asked whether the result may be
+// pushed: the answer delays nothing, and a no ends the work at once.
+func (b *build) whileAllowed(ctx context.Context, work func(context.Context) error) error {
+	working, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	answer := make(chan error, 1)
+	go func() {
+		err := b.outputs.allowed()
+		if err != nil {
+			stop(err)
+		}
+		answer <- err
+	}()
+	err := work(working)
+	if err != nil && context.Cause(working) == nil {
+		b.outputs.endCheck()
+		_ = <-answer // nobody waits for it any more
+		return err
+	}
+	if no := <-answer; no != nil && ctx.Err() == nil {
+		return no
+	}
+	return err
 }
 
 // evaluate computes the images of all targets and platforms as one graph: what

@@ -115,7 +115,8 @@ func newRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent 
 		Insecure: r.Insecure, InsecurePull: r.InsecurePull, InsecureRegistries: r.InsecureRegistries,
 		SkipTLSVerify: r.SkipTLSVerify, SkipTLSVerifyPull: r.SkipTLSVerifyPull, SkipTLSVerifyRegistries: r.SkipTLSVerifyRegistries,
 		RootCAs: n.roots, Certificates: certs, Hosts: tls, Mirrors: mirrors, Note: n.note, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
-		Retries: max(5, r.PushRetry, r.PullRetry), Received: received, Sent: sent,
+		Retries: 5, PushRetries: r.PushRetry, PullRetries: r.PullRetry, StreamRetries: max(r.PullRetry, r.StreamRetry),
+		UserAgent: userAgent(opt), Received: received, Sent: sent,
 	}
 	tune(&ro)
 	return registry.New(ro)

@@ -327,6 +327,12 @@ type Registry struct {
 	// CredentialHelpers are the built-in sources of credentials to ask, of
 	// keychain.BuiltIn; nil means all.
 	CredentialHelpers []string
+	// StreamRetry is the same for a layer's stream that does not get on.
+	StreamRetry int
+	// IgnoreImmutable lets a build succeed whose tag may not be set again.
+	IgnoreImmutable bool
+	// Program is the program's name and version, as registries are told it.
+	Program string
 	// SkipPushCheck leaves out the test for push permission before the build.
 	SkipPushCheck bool
 }

@@ -38,6 +38,7 @@ type outputs struct {
 	shared   []name.Tag    // of the shared index
 	index    digest.Digest // of the shared index, if it was completed
 	check    *errgroup.Group
+	endCheck context.CancelFunc
 	// verified waits for the proof that the layers are right.
 	verified func() error
 }
@@ -57,7 +58,7 @@ type product struct {
 }
 
 func openOutputs(ctx context.Context, opt *Options, client *registry.Client, sink progress.Sink) (*outputs, error) {
-	o := &outputs{opt: opt, client: client, pusher: &tally{Pusher: client}, sink: sink}
+	o := &outputs{opt: opt, client: client, pusher: &tally{Pusher: client, ignoreImmutable: opt.Registry.IgnoreImmutable}, sink: sink}
 	var err error
 	if o.shared, err = opt.SharedIndex.prepare(opt); err != nil {
 		return nil, err
@@ -120,6 +121,7 @@ func (o *outputs) tags() []name.Tag {
 
 // checkPush asks the registries, in the background, whether this account may push.
 func (o *outputs) checkPush(ctx context.Context) {
+	ctx, o.endCheck = context.WithCancel(ctx)
 	g, gctx := errgroup.WithContext(ctx)
 	o.check = g
 	if o.opt.Registry.SkipPushCheck {
@@ -188,6 +190,7 @@ func (o *outputs) close() {
 			p.early.Stop()
 		}
 	}
+	o.endCheck()
 	_ = o.check.Wait() // its error was returned, or a worse one was
 }
 
@@ -300,7 +303,7 @@ func (o *outputs) pushParts(ctx context.Context, p *product, _ *Result) error {
 
 func (o *outputs) pushTags(ctx context.Context, p *product, res *Result) error {
 	done, err := p.bundle.PushTags(ctx, o.pusher, p.tags)
-	for _, t := range done {
+	for _, t := range o.pusher.set(p.task, done) {
 		p.task.Logf("%s@%s", t.Name(), p.digest())
 		res.Pushed = append(res.Pushed, Pushed{Ref: t.Name(), Digest: p.digest()})
 	}

@@ -108,6 +108,25 @@ func (r *Registry) places(hosts *hostsConfig) (map[string]registry.Places, error
 	return all, nil
 }
 
+// userAgent is what registries are told of this program and of what called it,
+// as kaniko tells them.
+func userAgent(opt *Options) string {
+	agent := opt.Registry.Program
+	if agent == "" {
+		agent = "hako"
+	}
+	if by := opt.Env.Get("UPSTREAM_CLIENT_TYPE"); by != "" {
+		agent += "," + by
+	}
+	// What is no visible ASCII has no place in a header.
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return -1
+		}
+		return c
+	}, agent)
+}
+
 // parseMirror reads host[:port][/prefix].
 func parseMirror(s string) (m registry.Mirror, err error) {
 	rest, isPlain := strings.CutPrefix(s, "http://")

@@ -61,14 +61,14 @@ func Push(ctx context.Context, opt PushOptions, sink progress.Sink) (_ []Pushed,
 	}
 	task := progress.Start(sink, digest.FromString("push "+tags[0].Name()), "push "+tags[0].Name())
 	defer func() { task.Done(err) }()
-	p := &tally{Pusher: client}
+	p := &tally{Pusher: client, ignoreImmutable: opt.Registry.IgnoreImmutable}
 	if err := image.PushParts(ctx, p, tags); err != nil {
 		return nil, err
 	}
 	p.report(task, tags, image.Layers())
 	done, err := image.PushTags(ctx, p, tags)
 	var pushed []Pushed
-	for _, t := range done {
+	for _, t := range p.set(task, done) {
 		pushed = append(pushed, Pushed{Ref: t.Name(), Digest: image.Root.Desc.Digest})
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/docker/go-units"
@@ -22,9 +23,45 @@ import (
 // for concurrent use.
 type tally struct {
 	export.Pusher
+	// ignoreImmutable makes the refusal to set a tag again no error.
+	ignoreImmutable bool
 
 	mu   sync.Mutex
 	seen map[string]sent
+	kept []name.Tag // that keep the image they had
+}
+
+// PushManifest implements export.Pusher. Where a tag may not be set again, and
+// that is to be no error, the image is pushed by its digest alone, so that what
+// result files name is there.
+func (t *tally) PushManifest(ctx context.Context, ref name.Reference, mediaType string, raw []byte) error {
+	err := t.Pusher.PushManifest(ctx, ref, mediaType, raw)
+	tag, ok := ref.(name.Tag)
+	if !ok || !t.ignoreImmutable || !registry.IsImmutableTag(err) {
+		return err
+	}
+	if derr := t.Pusher.PushManifest(ctx, tag.Digest(digest.FromBytes(raw).String()), mediaType, raw); derr != nil && ctx.Err() != nil {
+		return derr
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kept = append(t.kept, tag)
+	return nil
+}
+
+// set divides tags into those that were set and those that keep the image they
+// had, which it tells.
+func (t *tally) set(task *progress.Task, tags []name.Tag) (set []name.Tag) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, tag := range tags {
+		if slices.Contains(t.kept, tag) {
+			task.Logf("%s keeps the image it has: the registry does not set it again (--push-ignore-immutable-tag-errors)", displayTag(tag))
+			continue
+		}
+		set = append(set, tag)
+	}
+	return set
 }
 
 type sent struct {

@@ -57,7 +57,7 @@ func TestOptions(t *testing.T) {
 		Context: ".", Call: "build", NoPush: true, PushEarly: true, Compression: "gzip", CompressionLevel: -1,
 		Isolation: "auto", NetworkMode: "default", Progress: "auto", Verbosity: "info",
 		Labels: map[string]string{}, BuildArgs: map[string]string{}, NamedContexts: map[string]string{},
-		Registry: build.Registry{Certificates: map[string]string{}}, Cache: build.CacheOptions{TTL: 336 * time.Hour},
+		Registry: build.Registry{Program: "hako/test", Certificates: map[string]string{}}, Cache: build.CacheOptions{TTL: 336 * time.Hour},
 	}
 	tests := []struct {
 		name string
@@ -149,6 +149,7 @@ func TestOptions(t *testing.T) {
 		{"registry", "executor --no-push --insecure --insecure-pull --insecure-registry a --insecure-registry b --skip-tls-verify --skip-tls-verify-pull --skip-tls-verify-registry c --registry-certificate h:5000=/ca --push-retry 3 --image-download-retry=2 --skip-push-permission-check", nil, func(o *build.Options) {
 			o.Executor, o.Context, o.Dockerfile = true, "/workspace/", "Dockerfile"
 			o.Registry = build.Registry{
+				Program:  "hako/test",
 				Insecure: true, InsecurePull: true, InsecureRegistries: []string{"a", "b"},
 				SkipTLSVerify: true, SkipTLSVerifyPull: true, SkipTLSVerifyRegistries: []string{"c"},
 				Certificates: map[string]string{"h:5000": "/ca"}, PushRetry: 3, PullRetry: 2, SkipPushCheck: true,

@@ -237,10 +237,9 @@ func knownFlags() []*knownFlag {
 		"rm", "force-rm",
 	}
 	harmless := []string{
-		"snapshot-mode", "cache-dir", "image-fs-extract-retry",
+		"snapshot-mode", "cache-dir",
 	}
 	table := []*knownFlag{
-		{name: "push-ignore-immutable-tag-errors", isBool: true, refuse: notYet},
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
 		{name: "azure-container-registry-config", refuse: notYet},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},

@@ -119,7 +119,7 @@ func (r flagRow) check(t *testing.T, f *pflag.Flag) {
 		t.Errorf("%q changes nothing", r.example)
 	}
 	// Of these only the options are looked at so far.
-	if !slices.Contains([]string{"cache-key-file", "image-download-retry", "no-cache-filter", "push-retry"}, f.Name) {
+	if !slices.Contains([]string{"cache-key-file", "image-download-retry", "image-fs-extract-retry", "no-cache-filter", "push-retry"}, f.Name) {
 		r.named(t, f)
 	}
 }

@@ -48,7 +48,8 @@ type registryValues struct {
 	insecureRegistries, skipTLSRegistries, certificates         []string
 	credentialHelpers                                           []string
 	clientCerts, mirrors, maps, hostsDirs                       []string
-	noFallback                                                  bool
+	noFallback, ignoreImmutable                                 bool
+	streamRetry                                                 int
 	pushRetry, pullRetry                                        int
 }
 
@@ -143,11 +144,13 @@ func (v *registryValues) addRegistryFlags(f *pflag.FlagSet) {
 	v.addCredentialFlags(f)
 	f.StringArrayVar(&v.clientCerts, "registry-client-cert", nil, "show a certificate to a registry that asks for one, `HOST=CERT,KEY` (repeatable)")
 	f.IntVar(&v.pullRetry, "image-download-retry", 0, "try a pull again at least this often")
+	f.IntVar(&v.streamRetry, "image-fs-extract-retry", 0, "resume a layer's stream that breaks off at least this often")
 }
 
 // addPushFlags defines the flags of what pushes.
 func (v *registryValues) addPushFlags(f *pflag.FlagSet) {
 	f.IntVar(&v.pushRetry, "push-retry", 0, "try a push again at least this often")
+	f.BoolVar(&v.ignoreImmutable, "push-ignore-immutable-tag-errors", false, "succeed if a tag is there with another image and may not be set again")
 }
 
 func (v *registryValues) registry() (build.Registry, error) {
@@ -172,6 +175,8 @@ func (v *registryValues) registry() (build.Registry, error) {
 		ClientCertificates:      clients,
 		Mirrors:                 mirrors,
 		NoFallback:              v.noFallback,
+		IgnoreImmutable:         v.ignoreImmutable,
+		StreamRetry:             v.streamRetry,
 		HostsDirs:               v.hostsDirs,
 		Insecure:                v.insecure,
 		InsecurePull:            v.insecurePull,
@@ -192,6 +197,7 @@ func (v *buildValues) placeOptions(a *App) (build.Options, error) {
 	if err != nil {
 		return build.Options{}, err
 	}
+	registry.Program = "hako/" + a.Version
 	verbosity, err := parseVerbosity(v.verbosity)
 	return build.Options{
 		Isolation: v.isolation,

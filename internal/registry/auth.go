@@ -72,8 +72,12 @@ func (a *access) endpoint(ctx context.Context) (*endpoint, error) {
 				err = *herr // it speaks plain HTTP: what went wrong there counts
 			}
 			var status *transport.Error
-			if terr := p.tlsErr.Load(); terr != nil && errors.As(err, &status) && status.StatusCode == http.StatusBadRequest {
+			_ = errors.As(err, &status)
+			if terr := p.tlsErr.Load(); terr != nil && status != nil && status.StatusCode == http.StatusBadRequest {
 				err = *terr // it speaks TLS, and answers so to whoever does not
+			}
+			if status != nil && status.StatusCode == http.StatusNotFound && a.place == nil {
+				err = a.explainAbsentAPI(ctx, reg, err)
 			}
 			if err == nil && ch.Insecure && !a.mayUseHTTP() {
 				err = permanentError{errors.New("redirect from https to plain http refused")}

@@ -181,7 +181,7 @@ func (b *blobReader) recover(err error) {
 		b.a, b.others, b.failures = b.others[0], b.others[1:], 0
 		return
 	}
-	if b.failures > b.a.c.opt.Retries || !isTemporary(wrapped) {
+	if b.failures > max(b.a.c.opt.StreamRetries, b.a.c.opt.Retries) || !isTemporary(wrapped) {
 		b.err = wrapped
 		return
 	}

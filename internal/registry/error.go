@@ -301,6 +301,13 @@ func (a *access) failStatus(what string, resp *http.Response) error {
 	return e
 }
 
+// IsImmutableTag reports whether err is a registry's refusal to set a tag again
+// that it has with another image.
+func IsImmutableTag(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Op == "push" && isImmutableTag(e)
+}
+
 // isImmutableTag reports whether a registry refuses to set a tag again. The
 // specification has no code for it, so this is a list of what is met: ECR,
 // Harbor, Artifact Registry.
@@ -310,5 +317,5 @@ func isImmutableTag(e *Error) bool {
 	}
 	s := strings.ToLower(e.Code + " " + e.Message)
 	return e.Status == http.StatusConflict || strings.Contains(s, "tag_already_exists") ||
-		strings.Contains(s, "imagetagalreadyexists") || strings.Contains(s, "immutable")
+		strings.Contains(s, "imagetagalreadyexists") || strings.Contains(s, "immutab")
 }

@@ -326,7 +326,11 @@ func (a *access) retry(ctx context.Context, fn func() error) error {
 	if a.isOnce {
 		return fn()
 	}
-	return a.c.retry(ctx, fn)
+	times := a.c.opt.PullRetries
+	if a.push {
+		times = a.c.opt.PushRetries
+	}
+	return a.c.retry(ctx, max(times, a.c.opt.Retries), fn)
 }
 
 // retryWithin is retry for a step of what is itself retried: its budget is not

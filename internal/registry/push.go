@@ -50,8 +50,8 @@ const maxMounts = 3
 
 // PushBlob sees to it that dst has the blob: it looks for it, asks the
 // registry to mount it from one of the repositories from (others' registries
-// are passed over), or uploads it in one piece. A failed upload starts again
-// with open. Calls for one blob and repository share one push, and its
+// are passed over), or uploads it. An upload that breaks off goes on where
+// the registry says that it got, or else starts again. Calls for one blob and repository share one push, and its
 // success is remembered.
 func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispecs.Descriptor, open Opener, from []name.Repository) (PushResult, error) {
 	a := c.access(dst, "", true)
@@ -62,8 +62,9 @@ func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispec
 	ran := false
 	res, err := c.uploads.do(ctx, dst.Name()+" "+desc.Digest.String(), func(ctx context.Context) (res PushResult, err error) {
 		ran = true
-		err = c.retry(ctx, func() (err error) {
-			res, err = a.pushBlob(ctx, desc, open, from)
+		up := &upload{desc: desc, open: open}
+		err = a.retry(ctx, func() (err error) {
+			res, err = a.pushBlob(ctx, up, from)
 			return a.fail(what, err)
 		})
 		return res, err
@@ -77,22 +78,25 @@ func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispec
 	return res, nil
 }
 
-func (a *access) pushBlob(ctx context.Context, desc ocispecs.Descriptor, open Opener, from []name.Repository) (PushResult, error) {
-	there, err := a.hasBlob(ctx, desc)
+func (a *access) pushBlob(ctx context.Context, up *upload, from []name.Repository) (PushResult, error) {
+	if isDone, err := a.resume(ctx, up); isDone || err != nil {
+		return Uploaded, err
+	}
+	there, err := a.hasBlob(ctx, up.desc)
 	if err != nil {
 		return 0, err
 	}
 	if there {
 		return Exists, nil
 	}
-	u, err := a.mount(ctx, desc, from)
+	u, err := a.mount(ctx, up.desc, from)
 	if err != nil {
 		return 0, err
 	}
 	if u == nil {
 		return Mounted, nil
 	}
-	return Uploaded, a.upload(ctx, u, desc, open)
+	return Uploaded, a.sendWhole(ctx, u, up)
 }
 
 // hasBlob asks whether the blob is there. Only what may pass is an error: a
@@ -173,34 +177,6 @@ func (a *access) cancelUpload(ctx context.Context, u *url.URL) {
 	}
 }
 
-// upload sends the blob in one request of known length, which all registries
-// take.
-func (a *access) upload(ctx context.Context, u *url.URL, desc ocispecs.Descriptor, open Opener) error {
-	var source atomic.Pointer[error] // what went wrong at our end
-	resp, err := a.do(ctx, request{
-		method: http.MethodPut, url: u, query: url.Values{"digest": {desc.Digest.String()}},
-		header: map[string]string{"Content-Type": "application/octet-stream"},
-		size:   desc.Size,
-		body: func() (io.ReadCloser, error) {
-			r, err := open(ctx, 0)
-			if err != nil {
-				return nil, fmt.Errorf("open: %w", err)
-			}
-			return &sizedReader{r: r, left: desc.Size, sent: a.c.sent, fail: func(err error) { source.Store(&err) }}, nil
-		},
-	})
-	if p := source.Load(); p != nil {
-		if err == nil {
-			resp.Body.Close()
-		}
-		return permanentError{*p}
-	}
-	if err != nil {
-		return err
-	}
-	return a.stored("blob "+desc.Digest.String(), resp, desc.Digest)
-}
-
 // stored checks the answer to a PUT, and closes it.
 func (a *access) stored(what string, resp *http.Response, want digest.Digest) error {
 	switch resp.StatusCode {
@@ -258,7 +234,7 @@ func (c *Client) PushManifest(ctx context.Context, ref name.Reference, mediaType
 	if d, ok := ref.(name.Digest); ok && d.DigestStr() != want.String() {
 		return a.fail("manifest", fmt.Errorf("%w: the manifest's digest is %s", ErrWrongContent, want))
 	}
-	err := c.retry(ctx, func() error {
+	err := a.retry(ctx, func() error {
 		resp, err := a.do(ctx, request{ //nolint:bodyclose // stored closes it
 			method: http.MethodPut, path: a.manifestPath(ref.Identifier()),
 			header: map[string]string{"Content-Type": mediaType},
@@ -292,8 +268,12 @@ func (a *access) hasManifest(ctx context.Context, id string, want digest.Digest)
 // registry then tells whether one may push.
 func (c *Client) CheckPushPermission(ctx context.Context, repo name.Repository) error {
 	a := c.access(repo, "", true)
-	return c.retry(ctx, func() error {
+	return a.retry(ctx, func() error {
 		u, _, err := a.startUpload(ctx, nil)
+		var e *Error
+		if errors.As(err, &e) && (e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusNotImplemented) {
+			return nil // what does not answer the question may still take the push
+		}
 		if err != nil {
 			return a.fail("check push permission", err)
 		}

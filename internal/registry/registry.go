@@ -81,6 +81,10 @@ type Options struct {
 	// Retries is how often a failed request is repeated; 0 stands for 5, a
 	// negative number for never.
 	Retries int
+	// PushRetries, PullRetries and StreamRetries are the same for pushes, for pulls
+	// and for how often a layer's stream is resumed without getting on, if they
+	// are more.
+	PushRetries, PullRetries, StreamRetries int
 	// StallTimeout ends a transfer on which no byte moved for so long; it is
 	// then resumed or repeated. The default is one minute.
 	StallTimeout time.Duration

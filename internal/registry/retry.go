@@ -45,12 +45,12 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// retry calls fn until it succeeds, its error is final or the retries are
-// used up.
-func (c *Client) retry(ctx context.Context, fn func() error) error {
+// retry calls fn until it succeeds, its error is final or it was repeated so
+// many times.
+func (c *Client) retry(ctx context.Context, times int, fn func() error) error {
 	for n := 0; ; n++ {
 		err := fn()
-		if err == nil || ctx.Err() != nil || n >= c.opt.Retries || !isTemporary(err) {
+		if err == nil || ctx.Err() != nil || n >= times || !isTemporary(err) {
 			return err
 		}
 		if serr := c.sleep(ctx, c.delay(n, err)); serr != nil {
