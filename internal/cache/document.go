@@ -334,7 +334,7 @@ func (d *document) merge(other *document, key []byte) {
 			if r.Used.After(mine.Used) {
 				mine.Used = r.Used
 			}
-			if slices.Equal(mine.Keys, r.Keys) || mine.Made.After(r.Made) {
+			if mine.Sum == r.Sum || mine.Made.After(r.Made) {
 				continue
 			}
 		}

@@ -4,10 +4,13 @@
 package sandbox
 
 import (
+	"crypto/sha256"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"hako/internal/layer"
@@ -165,7 +168,18 @@ func (m *copier) entry(src string, e *tree.Entry) error {
 		return err
 	}
 	defer rc.Close()
-	return m.root.Put(e, rc)
+	if e.Digest == "" {
+		return m.root.Put(e, rc)
+	}
+	// It was looked at for the step's key, or comes out of the middle of a blob.
+	sum := sha256.New()
+	if err := m.root.Put(e, io.TeeReader(rc, sum)); err != nil {
+		return err
+	}
+	if e.Size > 0 && digest.NewDigest(digest.SHA256, sum) != e.Digest {
+		return fmt.Errorf("its content is not the one seen before: %w", layer.ErrChanged)
+	}
+	return nil
 }
 
 // materializeFile copies the regular file at sel of fsys to the new file dest.
