@@ -21,10 +21,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"hako/internal/cache"
 	"hako/internal/frontend"
 	"hako/internal/image"
 	"hako/internal/keychain"
+	"hako/internal/layer"
 	"hako/internal/ops"
 	"hako/internal/progress"
 	"hako/internal/sandbox"
@@ -51,24 +51,24 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 			return nil, fmt.Errorf("read the Dockerfile from standard input: %w", err)
 		}
 	}
-	distrust := map[digest.Digest]bool{}
+	distrust := map[string]bool{}
 	for {
 		if fromStdin {
 			opt.Stdin = bytes.NewReader(dockerfile)
 		}
 		res, err := runOnce(ctx, opt, distrust, sink)
-		lost, ok := errors.AsType[*cache.LostError](err)
-		if !ok || ctx.Err() != nil || distrust[lost.Layer] || opt.Context == "-" || strings.HasPrefix(opt.Context, "tar://stdin") {
+		lost, ok := errors.AsType[*layer.LostError](err)
+		if !ok || ctx.Err() != nil || distrust[lost.Place] || opt.Context == "-" || strings.HasPrefix(opt.Context, "tar://stdin") {
 			return res, err
 		}
 		// What was found in the cache and then could not be had is made anew. What
 		// was made meanwhile is there, if the cache can be written.
-		distrust[lost.Layer] = true
-		progress.Start(sink, digest.FromString("lost "+lost.Layer.String()), "[internal] building again without what the cache has lost: "+lost.Error()).Done(nil)
+		distrust[lost.Place] = true
+		progress.Start(sink, digest.FromString("lost "+lost.Place), "[internal] building again without what the cache has lost: "+lost.Error()).Done(nil)
 	}
 }
 
-func runOnce(ctx context.Context, opt Options, distrust map[digest.Digest]bool, sink progress.Sink) (*Result, error) {
+func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink progress.Sink) (*Result, error) {
 	started := time.Now()
 	files := plannedFiles(&opt) // before their paths are made absolute
 	if opt.Call == CallPlan {
@@ -126,7 +126,7 @@ type build struct {
 
 // open reads and opens whatever the build needs from outside. Nothing is opened
 // by its path later, when another root may be installed.
-func open(ctx context.Context, opt *Options, distrust map[digest.Digest]bool, sink progress.Sink, now time.Time) (_ *build, err error) {
+func open(ctx context.Context, opt *Options, distrust map[string]bool, sink progress.Sink, now time.Time) (_ *build, err error) {
 	b := &build{opt: opt, sink: sink, meter: &meter{}, clock: now}
 	if opt.SourceDateEpoch != nil {
 		b.clock = *opt.SourceDateEpoch

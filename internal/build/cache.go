@@ -85,7 +85,7 @@ func (o *CacheOptions) isOn() bool { return o.Enabled || len(o.From)+len(o.To) >
 const cacheStall = 2 * time.Second
 
 // openCache opens all places of the build's cache; nil if there is none.
-func (b *build) openCache(ctx context.Context, distrust map[digest.Digest]bool) error {
+func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 	o := &b.opt.Cache
 	if !o.isOn() || b.opt.Call != "" && b.opt.Call != CallBuild {
 		return nil

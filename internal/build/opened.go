@@ -226,6 +226,11 @@ func frontendOpts(opt *Options, c *contexts) map[string]string {
 	if len(list) > 1 {
 		o["multi-platform"] = "true"
 	}
+	if opt.NoCache {
+		o["no-cache"] = "" // all stages
+	} else if len(opt.NoCacheStages) > 0 {
+		o["no-cache"] = strings.Join(opt.NoCacheStages, ",")
+	}
 	if len(opt.AddHosts) > 0 {
 		var hosts []string
 		for _, h := range opt.AddHosts {

@@ -34,7 +34,7 @@ import (
 )
 
 // patience is how long a build waits for a cache on which nothing moves.
-const patience = 4 * time.Second
+const patience = 3 * time.Second
 
 // A Backend is a place for documents and blobs.
 type Backend interface {
@@ -66,9 +66,9 @@ type Options struct {
 	TTL time.Duration
 	// Key, if set, is what records have to be signed with.
 	Key []byte
-	// Distrust are diffIDs of layers that could not be had: records that have
-	// them are no records.
-	Distrust map[digest.Digest]bool
+	// Distrust are names of places of which something could not be had: nothing
+	// is taken from them.
+	Distrust map[string]bool
 	// Foreign returns the layer of a base image in a repository.
 	Foreign func(origin string, id image.DiffID, desc ocispecs.Descriptor) (*layer.Layer, error)
 	// Settle waits until a layer that is being pushed elsewhere is there, so that
@@ -153,6 +153,10 @@ func (c *Cache) load() {
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, im := range c.imports {
+		if c.opt.Distrust[im.Name()] {
+			im.doc = &document{Version: version}
+			continue
+		}
 		wg.Go(func() {
 			packed, err := im.Load(ctx, c.opt.Tag)
 			if errors.Is(err, fs.ErrNotExist) {
@@ -167,10 +171,26 @@ func (c *Cache) load() {
 					err = fmt.Errorf("no answer within %s", patience)
 				}
 				c.warn(im.Name(), "nothing of it is used: "+err.Error())
+				c.giveUp(im.Backend, err)
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// giveUp writes nothing to a place that cannot be read, unless what is there is
+// something else, to be replaced.
+func (c *Cache) giveUp(b Backend, err error) {
+	if errors.Is(err, errOther) || errors.Is(err, errDocument) {
+		return
+	}
+	for _, e := range c.exports {
+		if e.Backend == b {
+			e.mu.Lock()
+			e.off = true
+			e.mu.Unlock()
+		}
+	}
 }
 
 func (c *Cache) warn(place, text string) {
@@ -206,9 +226,6 @@ func (c *Cache) Find(ctx context.Context, s *Step, key string) (*layer.Ref, stri
 			c.warn(im.Name(), err.Error())
 			continue
 		}
-		if ref == nil {
-			continue
-		}
 		c.hit(im, r, s)
 		return ref, about(ref, r)
 	}
@@ -240,13 +257,10 @@ func about(ref *layer.Ref, r *record) string {
 	return fmt.Sprintf("%s, made %s, left where it is", humanSize(top.Descriptor().Size), r.Made.UTC().Format("2006-01-02 15:04"))
 }
 
-// ref makes layers of a record's; nil if one is known to be bad.
+// ref makes layers of a record's.
 func (c *Cache) ref(im *imported, r *record) (*layer.Ref, error) {
 	ref := &layer.Ref{}
 	for _, dl := range im.doc.layersOf(r) {
-		if c.opt.Distrust[dl.DiffID] {
-			return nil, nil //nolint:nilnil // as said
-		}
 		desc := ocispecs.Descriptor{MediaType: dl.MediaType, Digest: dl.Digest, Size: dl.Size, Annotations: dl.Annotations}
 		if dl.Origin != "" {
 			l, err := c.opt.Foreign(dl.Origin, image.DiffID(dl.DiffID), desc)
@@ -258,7 +272,7 @@ func (c *Cache) ref(im *imported, r *record) (*layer.Ref, error) {
 		}
 		k := layer.Known{
 			DiffID: image.DiffID(dl.DiffID), Desc: desc, Created: dl.Created, Description: dl.Description,
-			Content: dl.Content, Origin: im.Origin(), Source: &source{Source: im.Blob(desc), id: dl.DiffID, place: im.Name()},
+			Content: dl.Content, Origin: im.Origin(), Place: im.Name(), Source: im.Blob(desc),
 		}
 		index := *dl.Index
 		k.Index = func(ctx context.Context) (io.ReadCloser, error) {
@@ -267,57 +281,6 @@ func (c *Cache) ref(im *imported, r *record) (*layer.Ref, error) {
 		ref.Layers = append(ref.Layers, layer.NewKnown(c.opt.Store, k))
 	}
 	return ref, nil
-}
-
-// A LostError is returned when the bytes of a layer that was found cannot be had:
-// the build has to do without it.
-type LostError struct {
-	Place string
-	Layer digest.Digest // its diffID
-	Err   error
-}
-
-func (e *LostError) Error() string {
-	return fmt.Sprintf("cache %s: layer %s: %v", e.Place, e.Layer, e.Err)
-}
-
-func (e *LostError) Unwrap() error { return e.Err }
-
-// A source is a layer in a cache: its errors are those of the cache.
-type source struct {
-	layer.Source
-	id    digest.Digest
-	place string
-}
-
-// Open implements layer.Source.
-func (s *source) Open(ctx context.Context, offset int64) (io.ReadCloser, error) {
-	rc, err := s.Source.Open(ctx, offset)
-	if err != nil {
-		return nil, s.lost(ctx, err)
-	}
-	return &lostReader{ReadCloser: rc, ctx: ctx, s: s}, nil
-}
-
-func (s *source) lost(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return err
-	}
-	return &LostError{Place: s.place, Layer: s.id, Err: err}
-}
-
-type lostReader struct {
-	io.ReadCloser
-	ctx context.Context //nolint:containedctx // the caller's
-	s   *source
-}
-
-func (r *lostReader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = r.s.lost(r.ctx, err)
-	}
-	return n, err
 }
 
 // Close waits for what is being written, as long as it moves, and ends the use of

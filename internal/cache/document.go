@@ -37,6 +37,8 @@ const (
 	maxKeys    = 8 // of a record
 )
 
+var errDocument = errors.New("its document is broken")
+
 // A document is all that a repository knows of the builds of one Dockerfile.
 type document struct {
 	Version int        `json:"version"`
@@ -141,14 +143,14 @@ func parse(packed, key []byte) (*document, error) {
 	defer z.Close()
 	b, err := io.ReadAll(io.LimitReader(z, maxDocument+1))
 	if err != nil {
-		return nil, fmt.Errorf("unpack: %w", err)
+		return nil, fmt.Errorf("%w: unpack: %w", errDocument, err)
 	}
 	if len(b) > maxDocument {
-		return nil, errors.New("it is too big")
+		return nil, fmt.Errorf("%w: it is too big", errDocument)
 	}
 	var d document
 	if err := json.Unmarshal(b, &d); err != nil {
-		return nil, errors.New("it is not valid JSON")
+		return nil, fmt.Errorf("%w: it is not valid JSON", errDocument)
 	}
 	if d.Version != version {
 		return &document{Version: version}, nil // another hako's, to be replaced

@@ -49,13 +49,17 @@ func (l *Layer) openContent(ctx context.Context, off, size int64, want digest.Di
 	}
 	c, err := l.takeCursor(ctx, off)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", l.name(), err)
+		return nil, l.lost(ctx, fmt.Errorf("%s: %w", l.name(), err))
 	}
 	if err := c.seek(off); err != nil {
 		_ = c.close()
-		return nil, fmt.Errorf("%s: seek to %d: %w", l.name(), off, err)
+		return nil, l.lost(ctx, fmt.Errorf("%s: seek to %d: %w", l.name(), off, err))
 	}
-	return &content{l: l, c: c, left: size, want: want, sum: sha256.New()}, nil
+	rc := &content{l: l, c: c, left: size, want: want, sum: sha256.New()}
+	if l.isKnown {
+		return &lostReader{ReadCloser: rc, ctx: ctx, l: l}, nil
+	}
+	return rc, nil
 }
 
 type eofReader struct{}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -31,6 +32,7 @@ type Known struct {
 	Description string
 	Content     digest.Digest // see Layer.ContentID
 	Origin      string        // "registry/repository" where the blob can be mounted from, or ""
+	Place       string        // what to call the place that it is in
 	Source      Source        // opens the blob
 	// Index opens the layer's index as PackIndex wrote it, verified by its
 	// digest; nil if it was not kept.
@@ -42,13 +44,55 @@ type Known struct {
 func NewKnown(st *store.Store, k Known) *Layer {
 	return &Layer{
 		Created: k.Created, Description: k.Description, Origin: k.Origin,
-		diffID: k.DiffID, desc: k.Desc, st: st, src: k.Source, content: k.Content, remote: k.Index, isKnown: true,
+		diffID: k.DiffID, desc: k.Desc, st: st, src: k.Source, content: k.Content, remote: k.Index, isKnown: true, place: k.Place,
 	}
 }
 
 // IsKnown tells whether an earlier build made the layer: it belongs to no image
 // that was named, and what is said of it is what that build said.
 func (l *Layer) IsKnown() bool { return l.isKnown }
+
+// A LostError is returned for a known layer whose bytes cannot be had, or are
+// the wrong ones: a build has to do without what the earlier build remembered.
+type LostError struct {
+	Place  string
+	DiffID image.DiffID
+	Err    error
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("cache %s: layer %s: %v", e.Place, e.DiffID, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *LostError) Unwrap() error { return e.Err }
+
+// lost marks an error of a known layer's bytes. This machine's own faults, and
+// being told to stop, are no such errors.
+func (l *Layer) lost(ctx context.Context, err error) error {
+	if err == nil || !l.isKnown || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || ctx.Err() != nil {
+		return err
+	}
+	if _, ok := errors.AsType[*LostError](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok && l.Origin != "" {
+		return err // of the disk; it came from a registry
+	}
+	return &LostError{Place: l.place, DiffID: l.diffID, Err: err}
+}
+
+// A lostReader marks the errors of reading a known layer.
+type lostReader struct {
+	io.ReadCloser
+	ctx context.Context //nolint:containedctx // the caller's, as for any reader
+	l   *Layer
+}
+
+func (r *lostReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	return n, r.l.lost(r.ctx, err)
+}
 
 // fetchIndex gets the index that was kept with the layer. It is used by this
 // build alone and not stored under the diffID: the store trusts no cache.

@@ -55,6 +55,7 @@ type Layer struct {
 	src     Source // nil: the blob is in st
 	changes iter.Seq2[tree.Change, error]
 	isKnown bool
+	place   string                                           // of a known layer
 	remote  func(ctx context.Context) (io.ReadCloser, error) // of the index; nil if nowhere
 
 	pass sync.Mutex // held by the one pass that streams the blob
@@ -121,7 +122,8 @@ func (l *Layer) openAt(ctx context.Context, offset int64) (io.ReadCloser, error)
 	}
 	f, err := l.st.Get(store.Blobs, l.desc.Digest)
 	if errors.Is(err, fs.ErrNotExist) && l.src != nil {
-		return l.src.Open(ctx, offset)
+		rc, err := l.src.Open(ctx, offset)
+		return rc, l.lost(ctx, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open layer %s: %w", l.desc.Digest, err)

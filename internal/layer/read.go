@@ -95,15 +95,14 @@ func (l *Layer) index(ctx context.Context) (*index, error) {
 		return x, nil
 	}
 	if l.remote != nil {
-		// Without it the layer itself is read: slower, and as good.
-		if x, err := l.fetchIndex(ctx); err == nil {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.idx = x
-			return x, nil
-		} else if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		x, err := l.fetchIndex(ctx)
+		if err != nil {
+			return nil, l.lost(ctx, fmt.Errorf("its index: %w", err))
 		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.idx = x
+		return x, nil
 	}
 	return l.stream(ctx, nil, true)
 }
@@ -162,7 +161,7 @@ func (l *Layer) unpack(ctx context.Context, dst target, spool bool) error {
 func (l *Layer) stream(ctx context.Context, dst target, spool bool) (*index, error) {
 	x, err := l.streamOnce(ctx, dst, spool)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", l.desc.Digest, err)
+		return nil, l.lost(ctx, fmt.Errorf("layer %s: %w", l.desc.Digest, err))
 	}
 	return x, nil
 }

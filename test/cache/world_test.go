@@ -9,6 +9,7 @@ package cache
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -230,4 +231,11 @@ func (w *world) uncached(args ...string) string {
 	w.t.Helper()
 	b := w.must(w.run(w.dir, append([]string{"-d", w.addr + "/uncached:1"}, args...)...))
 	return b.digest
+}
+
+func decode(t *testing.T, r io.Reader, to any) {
+	t.Helper()
+	if err := json.NewDecoder(r).Decode(to); err != nil {
+		t.Fatal(err)
+	}
 }
