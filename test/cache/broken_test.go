@@ -51,7 +51,9 @@ func faultCases(inner http.Handler) []faultCase {
 	}
 	any := func(*http.Request) bool { return true }
 	writes := func(r *http.Request) bool { return r.Method != http.MethodGet && r.Method != http.MethodHead }
-	manifest := func(r *http.Request) bool { return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") }
+	manifest := func(r *http.Request) bool {
+		return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/")
+	}
 	return []faultCase{
 		{"500", status(500, any), "nothing of it is used"},
 		{"503 with Retry-After", status(503, any), "nothing of it is used"},
