@@ -101,3 +101,35 @@ func entries(t *testing.T, dir string) [][]string {
 	}
 	return all
 }
+
+// KANIKO_DIR and --kaniko-dir are where hako works, wherever that is: commands run,
+// the directory is in no layer, and the usual one is left alone.
+func TestOtherWorkDir(t *testing.T) {
+	w := start(t, false)
+	bctx := w.files(t, map[string]string{"Dockerfile": "FROM base.test/busybox\nRUN ls /srv /elsewhere > /seen && echo 1 > /made\n"})
+	for _, how := range []struct {
+		env, args []string
+	}{{env: []string{"KANIKO_DIR=/elsewhere/work"}}, {env: []string{"KANIKO_DIR=/wrong"}, args: []string{"--kaniko-dir=/elsewhere/work"}}} {
+		s, out := w.spec(t, w.scratch(t), bctx, true, append(how.args, "--oci-layout-path=/result/layout")...)
+		s.Env = append(s.Env, how.env...)
+		id, _ := w.create(t, s)
+		res, err := w.pod.Start(t.Context(), id)
+		if err != nil || res.Exit != 0 {
+			t.Fatalf("%v, exit status %d\n%s", err, res.Exit, res.Stderr)
+		}
+		if d := cmp.Diff([]string{"made", "seen"}, entries(t, filepath.Join(out, "layout"))[1]); d != "" {
+			t.Errorf("new layer (-want +got):\n%s", d)
+		}
+		var dirs []string
+		for _, line := range w.snapshot(t, id) {
+			for _, dir := range []string{"/elsewhere/work/work", "/kaniko/work", "/wrong"} {
+				if strings.Contains(line, dir) && !strings.Contains(line, dir+"/") {
+					dirs = append(dirs, dir)
+				}
+			}
+		}
+		if len(dirs) != 1 || dirs[0] != "/elsewhere/work/work" {
+			t.Errorf("work directories are %v", dirs)
+		}
+	}
+}
