@@ -18,7 +18,7 @@ import (
 func startClouds(env *testscript.Env) {
 	gce := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Metadata-Flavor", "Google")
-		fmt.Fprint(w, `{"access_token":"ya29.script","expires_in":3600}`)
+		fmt.Fprint(w, `{"access_token":"ya29.planted","expires_in":3600}`)
 	}))
 	env.Defer(gce.Close)
 	env.Setenv("GCE", strings.TrimPrefix(gce.URL, "http://"))
@@ -28,8 +28,22 @@ func startClouds(env *testscript.Env) {
 			fmt.Fprint(w, `{"__type":"UnrecognizedClientException","message":"The security token included in the request is invalid."}`)
 			return
 		}
-		fmt.Fprint(w, `{"authorizationData":[{"authorizationToken":"QVdTOmVjci1wYXNzd29yZA==","expiresAt":4102444800}]}`)
+		fmt.Fprint(w, `{"authorizationData":[{"authorizationToken":"QVdTOnBsYW50ZWQtZWNyLXBhc3N3b3Jk","expiresAt":4102444800}]}`)
 	}))
 	env.Defer(ecr.Close)
 	env.Setenv("ECR", ecr.URL)
+	// A registry, by whatever name it is asked as a proxy for plain HTTP, that
+	// refuses everybody and repeats in its message what they said.
+	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, ok := r.BasicAuth()
+		if !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="echo"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `{"errors":[{"code":"DENIED","message":"no right for %s with %s, %s"}]}`, user, password, r.Header.Get("Authorization"))
+	}))
+	env.Defer(echo.Close)
+	env.Setenv("ECHO", echo.URL)
 }
