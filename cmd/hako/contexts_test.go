@@ -19,7 +19,7 @@ import (
 
 // TestContextScripts runs the scripts about build contexts. $WEB serves the files
 // of $WORK/srv: below /cut/ only their first half, below /flaky/ so the first
-// time, below /private/ for me:word, and /status/NNN is that answer.
+// time, below /private/ for me:word. It is a bucket of Google's and of Amazon's too.
 func TestContextScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -32,6 +32,11 @@ func TestContextScripts(t *testing.T) {
 			env.Defer(web.Close)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("WEB", web.Listener.Addr().String())
+			env.Setenv("STORAGE_EMULATOR_HOST", web.Listener.Addr().String())
+			env.Setenv("S3_ENDPOINT", web.URL)
+			env.Setenv("S3_FORCE_PATH_STYLE", "true")
+			env.Setenv("AWS_ACCESS_KEY_ID", "key")
+			env.Setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
 			return nil
 		},
@@ -51,8 +56,8 @@ func (s *halfServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case first == "private" && (user != "me" || password != "word"):
 		w.WriteHeader(http.StatusUnauthorized)
-	case first == "status":
-		w.WriteHeader(map[string]int{"403": http.StatusForbidden, "410": http.StatusGone}[rest])
+	case first == "storage" || first == "bkt": // /storage/v1/b/BUCKET/o/OBJECT, and /BUCKET/KEY
+		http.ServeFile(w, r, filepath.Join(s.dir, path.Base(rest)))
 	case first == "cut", first == "flaky" && s.isFirst(rest):
 		b, err := os.ReadFile(filepath.Join(s.dir, rest))
 		if err != nil {

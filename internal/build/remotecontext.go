@@ -11,11 +11,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"hako/internal/layer"
 	"hako/internal/source"
+	"hako/internal/source/bucket"
 	"hako/internal/store"
 	"hako/internal/tree"
 )
@@ -80,9 +80,9 @@ const (
 	tarStdin     = "tar://stdin"
 )
 
-func isFetched(s string) bool {
-	return slices.ContainsFunc([]string{tarScheme, "gs://", "s3://"}, func(p string) bool { return strings.HasPrefix(s, p) })
-}
+// isFetched reports whether a named context is an archive that is fetched here,
+// not by the frontend.
+func isFetched(s string) bool { return strings.HasPrefix(s, tarScheme) || bucket.Is(s) }
 
 // isDir reports whether a context is a directory by its form.
 func isDir(s string) bool {
@@ -157,6 +157,12 @@ func (c *contexts) archive(ctx context.Context, f *fetcher, address string, text
 		return a, nil
 	case strings.HasPrefix(address, tarScheme):
 		return c.openTar(ctx, f, address)
+	case bucket.Is(address):
+		from, err := bucket.Open(address, bucket.Options{HTTP: f.http, Getenv: f.opt.Env.Get})
+		if err != nil {
+			return nil, err
+		}
+		return source.FetchArchive(ctx, f.store, from, nil)
 	case isWeb(address):
 		return source.FetchArchive(ctx, f.store, &source.WebFile{Client: f.http, URL: address}, text)
 	}
@@ -198,7 +204,7 @@ func (e *UnknownContextError) Error() string {
 // Explain lists the forms.
 func (e *UnknownContextError) Explain() string {
 	return " near    PATH, dir://PATH, tar://PATH, -, git://HOST/PATH#REF, https://HOST/PATH.git#REF,\n" +
-		"         https://HOST/FILE.tar.gz"
+		"         https://HOST/FILE.tar.gz, gs://BUCKET/OBJECT, s3://BUCKET/KEY"
 }
 
 // RedactContext returns a context without the credentials that a URL may hold: its

@@ -76,7 +76,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 }
 
 func (v *buildValues) addSourceFlags(f *pflag.FlagSet) {
-	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, - or tar://FILE for a tar, https://…, or a git URL[#REF[:DIR]]; of the executor git://HOST/PATH[#REF[#COMMIT]]")
+	f.StringVarP(&v.context, "context", "c", ".", "build context: a directory, - or tar://FILE for a tar, https://…, s3://…, gs://…, or a git URL[#REF[:DIR]]; of the executor git://HOST/PATH[#REF[#COMMIT]]")
 	v.addContextFlags(f)
 	f.StringVar(&v.contextSubPath, "context-sub-path", "", "use this `DIR` of the context as the context")
 	f.StringArrayVar(&v.git, "git", nil, "`key=value` for a git context of the executor: branch, single-branch, recurse-submodules, insecure-skip-tls, depth (repeatable)")
