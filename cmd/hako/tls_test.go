@@ -10,11 +10,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
 	"math/big"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -28,7 +30,8 @@ import (
 
 // TestTLSScripts runs the scripts about certificates. $MTLS is a registry that
 // asks for a certificate; its own is in $CA, and client.pem and client.key are
-// one to show.
+// one to show. $PROXY is a proxy in TLS, with the same certificate, that asks for
+// a password and leads to another registry in TLS.
 func TestTLSScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -44,6 +47,7 @@ func TestTLSScripts(t *testing.T) {
 			env.Defer(s.Close)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("MTLS", s.Listener.Addr().String())
+			env.Setenv("PROXY", startProxy(env))
 			env.Setenv("CA", filepath.Join(env.WorkDir, "ca.pem"))
 			env.Setenv("HAKO_WORK_DIR", filepath.Join(env.WorkDir, "work"))
 			cert, key, err := clientCertificate()
@@ -52,6 +56,7 @@ func TestTLSScripts(t *testing.T) {
 			}
 			for name, block := range map[string]*pem.Block{
 				"ca.pem":     {Type: "CERTIFICATE", Bytes: s.Certificate().Raw},
+				"other.pem":  {Type: "CERTIFICATE", Bytes: cert},
 				"client.pem": {Type: "CERTIFICATE", Bytes: cert},
 				"client.key": {Type: "EC PRIVATE KEY", Bytes: key},
 			} {
@@ -62,6 +67,33 @@ func TestTLSScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// startProxy starts a registry and a proxy to it. The proxy refuses whoever
+// shows it a certificate: what is for a registry is not for it.
+func startProxy(env *testscript.Env) string {
+	reg := httptest.NewUnstartedServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	reg.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	reg.Config.ErrorLog = log.New(io.Discard, "", 0)
+	reg.StartTLS()
+	env.Defer(reg.Close)
+	next := tunnel(reg.Listener.Addr().String(), http.NotFoundHandler())
+	want := "Basic " + base64.StdEncoding.EncodeToString([]byte("user:proxy-password"))
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case len(r.TLS.PeerCertificates) > 0:
+			w.WriteHeader(http.StatusForbidden)
+		case r.Header.Get("Proxy-Authorization") != want:
+			w.WriteHeader(http.StatusProxyAuthRequired)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	}))
+	proxy.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	proxy.Config.ErrorLog = log.New(io.Discard, "", 0)
+	proxy.StartTLS()
+	env.Defer(proxy.Close)
+	return proxy.Listener.Addr().String()
 }
 
 func clientCertificate() (cert, key []byte, err error) {

@@ -147,6 +147,9 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 		for _, v := range b.vault.secrets {
 			r.Redact(v)
 		}
+		for _, s := range b.network.secrets {
+			r.Redact([]byte(s))
+		}
 	}
 	if err := b.openStore(); err != nil {
 		return nil, err
@@ -299,21 +302,21 @@ func (b *build) convert(ctx context.Context, fo frontend.Options) (err error) {
 func (b *build) whileAllowed(ctx context.Context, work func(context.Context) error) error {
 	working, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	answer := make(chan error, 1)
+	var no error
+	answered := make(chan struct{})
 	go func() {
-		err := b.outputs.allowed()
-		if err != nil {
-			stop(err)
+		defer close(answered)
+		if no = b.outputs.allowed(); no != nil {
+			stop(no)
 		}
-		answer <- err
 	}()
 	err := work(working)
 	if err != nil && context.Cause(working) == nil {
-		b.outputs.endCheck()
-		_ = <-answer // nobody waits for it any more
+		b.outputs.endCheck() // nobody waits for the answer any more
+		<-answered
 		return err
 	}
-	if no := <-answer; no != nil && ctx.Err() == nil {
+	if <-answered; no != nil && ctx.Err() == nil {
 		return no
 	}
 	return err

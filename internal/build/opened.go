@@ -37,6 +37,7 @@ type network struct {
 	dial              func(ctx context.Context, network, addr string) (net.Conn, error)
 	proxy             func(*http.Request) (*url.URL, error)
 	note              func(text string) // shows a line; nil for none
+	secrets           []string          // passwords of proxies
 }
 
 func openNetwork(env Env) (*network, error) {
@@ -47,6 +48,9 @@ func openNetwork(env Env) (*network, error) {
 	}
 	n.roots = roots
 	n.dial = source.NewDialer(n.hosts, n.resolvConf).DialContext
+	if n.secrets, err = proxySecrets(env); err != nil {
+		return nil, err
+	}
 	cfg := httpproxy.Config{
 		HTTPProxy: first(env, "HTTP_PROXY", "http_proxy"), HTTPSProxy: first(env, "HTTPS_PROXY", "https_proxy"), NoProxy: first(env, "NO_PROXY", "no_proxy"),
 	}
@@ -116,7 +120,7 @@ func newRegistry(opt *Options, n *network, keys *keychain.Chain, received, sent 
 		SkipTLSVerify: r.SkipTLSVerify, SkipTLSVerifyPull: r.SkipTLSVerifyPull, SkipTLSVerifyRegistries: r.SkipTLSVerifyRegistries,
 		RootCAs: n.roots, Certificates: certs, Hosts: tls, Mirrors: mirrors, Note: n.note, Keychain: keys, DialContext: n.dial, Proxy: n.proxy,
 		Retries: 5, PushRetries: r.PushRetry, PullRetries: r.PullRetry, StreamRetries: max(r.PullRetry, r.StreamRetry),
-		UserAgent: userAgent(opt), Received: received, Sent: sent,
+		UserAgent: userAgent(opt), Secrets: n.secrets, Received: received, Sent: sent,
 	}
 	tune(&ro)
 	return registry.New(ro)

@@ -5,6 +5,7 @@ package build
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -106,6 +107,33 @@ func (r *Registry) places(hosts *hostsConfig) (map[string]registry.Places, error
 		}
 	}
 	return all, nil
+}
+
+// proxySecrets returns the passwords in the proxies' URLs, as they are there and
+// as they are meant. A URL that is none is not repeated: it may hold one.
+func proxySecrets(env Env) (secrets []string, err error) {
+	for _, names := range [][]string{{"HTTP_PROXY", "http_proxy"}, {"HTTPS_PROXY", "https_proxy"}} {
+		value := first(env, names...)
+		if value == "" {
+			continue
+		}
+		if !strings.Contains(value, "://") {
+			value = "http://" + value // as httpproxy reads it
+		}
+		u, err := url.Parse(value)
+		if err != nil || u.Host == "" {
+			return nil, fmt.Errorf("%s is no URL of a proxy, such as http://proxy.example.com:3128", names[0])
+		}
+		password, _ := u.User.Password()
+		if len(password) < 4 {
+			continue // it would blacken ordinary words
+		}
+		secrets = append(secrets, password)
+		if _, raw, ok := strings.Cut(u.User.String(), ":"); ok && raw != password {
+			secrets = append(secrets, raw)
+		}
+	}
+	return secrets, nil
 }
 
 // userAgent is what registries are told of this program and of what called it,

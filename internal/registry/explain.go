@@ -92,7 +92,12 @@ func (e *Error) explainNetwork() string {
 		invalid x509.CertificateInvalidError
 	)
 	flags := fmt.Sprintf(" try     --registry-certificate %s=CA.pem, or --skip-tls-verify-registry %s to trust it unseen", e.Registry, e.Registry)
+	var proxy *ProxyError
 	switch {
+	case errors.As(e.Err, &proxy) && proxy.Status == http.StatusProxyAuthRequired:
+		return " why     the proxy wants to know who asks\n try     user and password in HTTPS_PROXY: http://USER:PASSWORD@" + proxy.Proxy
+	case errors.As(e.Err, &proxy):
+		return fmt.Sprintf(" try     let the proxy lead to %s, or name it in NO_PROXY if it can be reached without", e.Registry)
 	case errors.As(e.Err, &dns) && dns.IsNotFound:
 		return fmt.Sprintf(" try     check the name %s; this place's name servers do not know it", e.Registry)
 	case errors.As(e.Err, &unknown):

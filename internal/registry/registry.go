@@ -78,6 +78,8 @@ type Options struct {
 	// Proxy chooses a proxy as http.Transport's field of the name does; nil
 	// means none. The environment is not read here.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Secrets are values, such as a proxy's password, that errors must not repeat.
+	Secrets []string
 	// Retries is how often a failed request is repeated; 0 stands for 5, a
 	// negative number for never.
 	Retries int
@@ -153,6 +155,7 @@ func New(opt Options) (*Client, error) {
 		now: time.Now, sleep: sleep, told: map[string]bool{},
 		grants: map[string]*grant{}, secrets: map[string]bool{},
 	}
+	c.addSecret(opt.Secrets...)
 	return c, c.openPlaces()
 }
 

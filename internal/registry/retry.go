@@ -103,6 +103,10 @@ func isTemporary(err error) bool {
 	if _, ok := remoteAlert(err); ok {
 		return false
 	}
+	var proxy *ProxyError
+	if errors.As(err, &proxy) {
+		return isTemporaryStatus(proxy.Status)
+	}
 	switch {
 	case errors.As(err, &dns):
 		return !dns.IsNotFound

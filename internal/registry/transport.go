@@ -93,12 +93,11 @@ func newTransport(opt Options, conf *tls.Config) *http.Transport {
 	conf.MinVersion = tls.VersionTLS12
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
-	return &http.Transport{
-		Proxy:                  opt.Proxy,
+	t := &http.Transport{
 		DialContext:            opt.DialContext,
 		TLSClientConfig:        conf,
 		Protocols:              &protocols,
-		TLSHandshakeTimeout:    20 * time.Second,
+		TLSHandshakeTimeout:    handshakeTimeout,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        60 * time.Second,
 		ExpectContinueTimeout:  time.Second,
@@ -108,6 +107,8 @@ func newTransport(opt Options, conf *tls.Config) *http.Transport {
 		WriteBufferSize:        64 << 10,
 		ReadBufferSize:         64 << 10,
 	}
+	setProxy(t, opt)
+	return t
 }
 
 // settingHost spells the host of a setting like canonicalHost; Docker Hub has

@@ -224,7 +224,7 @@ func startDistribution(t *testing.T) string {
 		_ = cmd.Wait()
 	})
 	for range 500 {
-		if resp, err := http.Get("http://" + host + "/v2/"); err == nil { //nolint:noctx // ends with the test
+		if resp, err := http.Get("http://" + host + "/v2/"); err == nil {
 			resp.Body.Close()
 			return host
 		}
