@@ -26,6 +26,7 @@ var (
 	reference = flag.Bool("reference", false, "build with BuildKit only: checks the cases themselves")
 	sandboxes = flag.String("sandbox", string(rig.InPlace), "where hako builds: inplace, namespace, rootless, single, or all; several with commas")
 	document  = flag.String("document", "", "write the document of results to this file of the repository")
+	cached    = flag.Bool("cached", false, "build with hako twice, and compare what comes out of its cache")
 	workers   = flag.Int("workers", 2, "cases built at a time")
 )
 
@@ -57,7 +58,7 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := rig.Start(t.Context(), rig.Options{BuildKit: true, Hako: !*reference})
+	r, err := rig.Start(t.Context(), rig.Options{BuildKit: true, Hako: !*reference, Cached: *cached})
 	if err != nil {
 		t.Fatal(err)
 	}

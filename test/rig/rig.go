@@ -29,6 +29,7 @@ const BaseHost = "base.test"
 // A Rig is everything that one test run has started. It is safe for
 // concurrent use once Start has returned.
 type Rig struct {
+	Cached bool // see Options
 	// Registry is the host:port of the in-process registry.
 	Registry string
 	// HakoBin is the hako binary under test, built statically.
@@ -50,6 +51,7 @@ type Rig struct {
 type Options struct {
 	BuildKit bool // start buildkitd
 	Hako     bool // build hako
+	Cached   bool // build with hako twice, the second time from a cache
 }
 
 // Start builds what is missing, starts the registry and, if asked, buildkitd,
@@ -63,7 +65,7 @@ func Start(ctx context.Context, opts Options) (_ *Rig, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make scratch directory: %w", err)
 	}
-	r := &Rig{Dir: dir, repo: repo}
+	r := &Rig{Dir: dir, repo: repo, Cached: opts.Cached}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())

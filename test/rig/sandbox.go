@@ -56,6 +56,7 @@ const userID = 70000
 // paths are where a build of hako finds a case and leaves its result.
 type paths struct {
 	dir, out, agent string
+	cache           string // a repository for results, "" for none
 }
 
 // hakoArgs are the arguments of `hako` for a case.
@@ -99,25 +100,46 @@ func (r *Rig) hakoArgs(c *Case, at paths) []string {
 	for _, v := range c.Options["ssh"] {
 		add("ssh", v+"="+at.agent)
 	}
+	if at.cache != "" {
+		args = append(args, "--cache", "--cache-repo="+at.cache)
+	}
 	return append(args, filepath.Join(at.dir, contextDir))
 }
 
 // Hako builds the case laid out in dir with hako in a sandbox. In place, that
 // is on this machine if no command is going to be run, else in a container with
 // an ordinary pod's rights, since such a build takes the root of wherever it is.
+//
+// With Rig.Cached it builds twice, the second time from what the first one left
+// in a repository of its own, and returns what that gave.
 func (r *Rig) Hako(ctx context.Context, c *Case, dir string, s Sandbox, runs bool) Built {
+	if !r.Cached {
+		return r.hako(ctx, c, dir, s, runs, "")
+	}
+	repo := r.Registry + "/cache/" + c.Name + "/" + string(s)
+	first := r.hako(ctx, c, dir, s, runs, repo)
+	if first.Err != nil {
+		return first
+	}
+	if err := os.RemoveAll(first.Layout); err != nil {
+		return Built{Err: err}
+	}
+	return r.hako(ctx, c, dir, s, runs, repo)
+}
+
+func (r *Rig) hako(ctx context.Context, c *Case, dir string, s Sandbox, runs bool, cache string) Built {
 	out := filepath.Join(r.Dir, "out", c.Name, string(s))
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return Built{Err: err}
 	}
 	switch {
 	case s.isUser():
-		return r.hakoAsUser(ctx, c, s)
+		return r.hakoAsUser(ctx, c, s, cache)
 	case s == InPlace && runs:
-		return r.hakoInPod(ctx, c, dir, out)
+		return r.hakoInPod(ctx, c, dir, out, cache)
 	}
 	work := filepath.Join(r.Dir, "work", c.Name+"."+string(s))
-	return built(exec.CommandContext(ctx, r.HakoBin, r.onHost(c, paths{dir, out, r.socket.path()}, work)...), out)
+	return built(exec.CommandContext(ctx, r.HakoBin, r.onHost(c, paths{dir, out, r.socket.path(), cache}, work)...), out)
 }
 
 // onHost are the arguments of a build on this machine, whose files a command
@@ -128,7 +150,7 @@ func (r *Rig) onHost(c *Case, at paths, work string) []string {
 
 // hakoInPod mounts the case read-only, the result's directory, and the agent's
 // socket at pathss that no case's image uses.
-func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out string) Built {
+func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out, cache string) Built {
 	p, err := r.Podman(ctx)
 	if err != nil {
 		return Built{Err: err}
@@ -142,7 +164,7 @@ func (r *Rig) hakoInPod(ctx context.Context, c *Case, dir, out string) Built {
 	}
 	res, err := p.Run(ctx, PodSpec{
 		Image:   image,
-		Command: append([]string{"/kaniko/hako"}, r.hakoArgs(c, paths{"/.rig/case", "/.rig/out", "/.rig/agent.sock"})...),
+		Command: append([]string{"/kaniko/hako"}, r.hakoArgs(c, paths{"/.rig/case", "/.rig/out", "/.rig/agent.sock", cache})...),
 		Mounts: []Mount{
 			{Source: dir, Target: "/.rig/case", ReadOnly: true},
 			{Source: out, Target: "/.rig/out"},
@@ -163,7 +185,7 @@ exec setpriv --reuid="$u" --regid="$u" --clear-groups -- "$@"`
 
 // hakoAsUser builds with a copy of the case that belongs to the user: a person
 // builds from files of their own.
-func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox) Built {
+func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox, cache string) Built {
 	home := filepath.Join(r.Dir, "user", string(s), c.Name)
 	if err := c.write(r, filepath.Join(home, "case"), userID); err != nil {
 		return Built{Err: err}
@@ -172,7 +194,7 @@ func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox) Built {
 	if err != nil {
 		return Built{Err: err}
 	}
-	at := paths{filepath.Join(home, "case"), filepath.Join(home, "out"), r.socket.path()}
+	at := paths{filepath.Join(home, "case"), filepath.Join(home, "out"), r.socket.path(), cache}
 	for _, path := range []string{r.Dir, filepath.Dir(filepath.Dir(home)), filepath.Dir(home)} {
 		if err := os.Chmod(path, 0o711); err != nil { // the user has to pass through
 			return Built{Err: err}
