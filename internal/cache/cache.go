@@ -257,6 +257,11 @@ func about(ref *layer.Ref, r *record) string {
 	return fmt.Sprintf("%s, made %s, left where it is", humanSize(top.Descriptor().Size), r.Made.UTC().Format("2006-01-02 15:04"))
 }
 
+// index returns how to open the index of a layer.
+func (im *imported) index(b docBlob) func(ctx context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) { return openVerified(ctx, im.Blob(b.descriptor()), b) }
+}
+
 // ref makes layers of a record's.
 func (c *Cache) ref(im *imported, r *record) (*layer.Ref, error) {
 	ref := &layer.Ref{}
@@ -266,6 +271,9 @@ func (c *Cache) ref(im *imported, r *record) (*layer.Ref, error) {
 			l, err := c.opt.Foreign(dl.Origin, image.DiffID(dl.DiffID), desc)
 			if err != nil {
 				return nil, err
+			}
+			if dl.Index != nil {
+				l.OfferIndex(im.index(*dl.Index))
 			}
 			ref.Layers = append(ref.Layers, l)
 			continue

@@ -169,7 +169,7 @@ func (d *document) valid(r *record) bool {
 		if l.DiffID.Validate() != nil || l.Digest.Validate() != nil || l.Size <= 0 || l.Digest.Algorithm() != digest.SHA256 {
 			return false
 		}
-		if l.Origin == "" && (l.Index == nil || !l.Index.valid() || l.Content.Validate() != nil) {
+		if l.Origin == "" && (l.Index == nil || l.Content.Validate() != nil) || l.Index != nil && !l.Index.valid() {
 			return false
 		}
 	}
@@ -266,7 +266,9 @@ func (d *document) add(r record, layers []docLayer, key []byte) {
 
 // number returns the layer's number and appends it if it is new.
 func (d *document) number(l docLayer) int {
-	i := slices.IndexFunc(d.Layers, func(o docLayer) bool { return o.DiffID == l.DiffID && o.Digest == l.Digest && o.Origin == l.Origin })
+	i := slices.IndexFunc(d.Layers, func(o docLayer) bool {
+		return o.DiffID == l.DiffID && o.Digest == l.Digest && o.Origin == l.Origin && (o.Index == nil) == (l.Index == nil)
+	})
 	if i >= 0 {
 		return i
 	}

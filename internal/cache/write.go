@@ -218,7 +218,7 @@ func (c *Cache) putLayer(e *exported, l *layer.Layer) (docLayer, error) {
 	dl := docLayer{DiffID: l.DiffID().Digest(), MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Annotations: desc.Annotations}
 	if l.IsForeign() && !l.IsKnown() && l.Origin != "" {
 		dl.Origin = l.Origin
-		return dl, nil
+		return dl, c.putForeignIndex(e, l, &dl)
 	}
 	if e.isOff() {
 		return dl, errOff
@@ -234,6 +234,23 @@ func (c *Cache) putLayer(e *exported, l *layer.Layer) (docLayer, error) {
 	}
 	dl.Index = &p.blob
 	return dl, c.sendLayer(e, l, p)
+}
+
+// putForeignIndex sends the index of a base image's layer, if this build came to
+// know it: the next one that copies onto the base need not fetch it.
+func (c *Cache) putForeignIndex(e *exported, l *layer.Layer, dl *docLayer) error {
+	if e.isOff() {
+		return errOff
+	}
+	if !l.HasIndex() {
+		return nil
+	}
+	p, err := c.pack(l)
+	if err != nil {
+		return err
+	}
+	dl.Index = &p.blob
+	return c.sendIndex(e, p, "")
 }
 
 var errOff = errors.New("it was given up")
@@ -260,6 +277,10 @@ func (c *Cache) sendLayer(e *exported, l *layer.Layer, p *packing) error {
 		return err
 	}
 	c.moved.beat()
+	return c.sendIndex(e, p, l.Origin)
+}
+
+func (c *Cache) sendIndex(e *exported, p *packing, origin string) error {
 	return e.Put(c.ctx, p.blob.descriptor(), func(_ context.Context, offset int64) (io.ReadCloser, error) {
 		f, err := c.opt.Store.Get(store.Blobs, p.blob.Digest)
 		if err == nil && offset > 0 {
@@ -269,7 +290,7 @@ func (c *Cache) sendLayer(e *exported, l *layer.Layer, p *packing) error {
 			return nil, err
 		}
 		return c.moved.watch(f, nil)
-	}, l.Origin)
+	}, origin)
 }
 
 // A packing is a layer's index, packed once for all places.
@@ -370,7 +391,7 @@ func (c *Cache) export(r record, was time.Time, layers []docLayer, parts func(e 
 			defer e.end()
 			err := parts(e)
 			for _, dl := range layers {
-				if err == nil && dl.Origin == "" {
+				if err == nil {
 					err = c.copyLayer(e, from, dl)
 				}
 			}
@@ -399,8 +420,13 @@ func (c *Cache) partBlobs(from *imported, r *record) func(e *exported) error {
 }
 
 func (c *Cache) copyLayer(e *exported, from *imported, dl docLayer) error {
-	if err := c.copyBlob(e, from, ocispecs.Descriptor{MediaType: dl.MediaType, Digest: dl.Digest, Size: dl.Size}); err != nil {
-		return err
+	if dl.Origin == "" {
+		if err := c.copyBlob(e, from, ocispecs.Descriptor{MediaType: dl.MediaType, Digest: dl.Digest, Size: dl.Size}); err != nil {
+			return err
+		}
+	}
+	if dl.Index == nil {
+		return nil
 	}
 	return c.copyBlob(e, from, dl.Index.descriptor())
 }

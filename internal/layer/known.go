@@ -48,6 +48,17 @@ func NewKnown(st *store.Store, k Known) *Layer {
 	}
 }
 
+// OfferIndex tells where an index of the layer is, should none be here when one
+// is needed; see Known.Index. It is worth less than the layer's own bytes: if it
+// cannot be had, those are read.
+func (l *Layer) OfferIndex(open func(ctx context.Context) (io.ReadCloser, error)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.remote == nil {
+		l.remote = open
+	}
+}
+
 // IsKnown tells whether an earlier build made the layer: it belongs to no image
 // that was named, and what is said of it is what that build said.
 func (l *Layer) IsKnown() bool { return l.isKnown }
@@ -96,8 +107,8 @@ func (r *lostReader) Read(p []byte) (int, error) {
 
 // fetchIndex gets the index that was kept with the layer. It is used by this
 // build alone and not stored under the diffID: the store trusts no cache.
-func (l *Layer) fetchIndex(ctx context.Context) (*index, error) {
-	rc, err := l.remote(ctx)
+func (l *Layer) fetchIndex(ctx context.Context, open func(ctx context.Context) (io.ReadCloser, error)) (*index, error) {
+	rc, err := open(ctx)
 	if err != nil {
 		return nil, err
 	}

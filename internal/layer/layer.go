@@ -55,13 +55,14 @@ type Layer struct {
 	src     Source // nil: the blob is in st
 	changes iter.Seq2[tree.Change, error]
 	isKnown bool
-	place   string                                           // of a known layer
-	remote  func(ctx context.Context) (io.ReadCloser, error) // of the index; nil if nowhere
+	place   string // of a known layer
 
 	pass sync.Mutex // held by the one pass that streams the blob
 	mu   sync.Mutex
 	idx  *index
 	idle []*cursor
+	// remote opens the index where somebody keeps it; nil if nobody does.
+	remote func(ctx context.Context) (io.ReadCloser, error)
 	// content is the ContentID once it is known.
 	content digest.Digest
 }

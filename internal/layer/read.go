@@ -94,21 +94,30 @@ func (l *Layer) index(ctx context.Context) (*index, error) {
 	if x := l.loadedIndex(); x != nil {
 		return x, nil
 	}
-	if l.remote != nil {
-		x, err := l.fetchIndex(ctx)
-		if err != nil {
+	if open := l.offered(); open != nil {
+		x, err := l.fetchIndex(ctx, open)
+		if err == nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.idx = x
+			return x, nil
+		}
+		if l.isKnown || ctx.Err() != nil {
 			return nil, l.lost(ctx, fmt.Errorf("its index: %w", err))
 		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.idx = x
-		return x, nil
 	}
 	return l.stream(ctx, nil, true)
 }
 
 // HasIndex tells whether the layer's index can be had without streaming it.
-func (l *Layer) HasIndex() bool { return l.remote != nil || l.loadedIndex() != nil }
+func (l *Layer) HasIndex() bool { return l.offered() != nil || l.loadedIndex() != nil }
+
+// offered returns how to get an index that somebody keeps; nil if nobody does.
+func (l *Layer) offered() func(ctx context.Context) (io.ReadCloser, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.remote
+}
 
 func (l *Layer) loadedIndex() *index {
 	l.mu.Lock()

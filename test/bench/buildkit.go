@@ -62,7 +62,12 @@ func (b *bench) timed(cmd *exec.Cmd, pids func() []int) (result, error) {
 }
 
 func (b *bench) buildctl(ctx context.Context, daemon *rig.Daemon, dir, repo string) *exec.Cmd {
-	return daemon.Buildctl(ctx, "build", "--progress=plain", "--frontend=dockerfile.v0",
-		"--local=context="+dir, "--local=dockerfile="+dir,
-		"--output=type=image,push=true,name="+b.registry.host+"/"+repo+":buildkit")
+	args := []string{
+		"build", "--progress=plain", "--frontend=dockerfile.v0", "--local=context=" + dir, "--local=dockerfile=" + dir,
+		"--output=type=image,push=true,name=" + b.registry.host + "/" + repo + ":buildkit",
+	}
+	if repo != "warm" {
+		args = append(args, b.buildctlArgs...)
+	}
+	return daemon.Buildctl(ctx, args...)
 }

@@ -69,7 +69,9 @@ type bench struct {
 	rig      *rig.Rig
 	registry *registry
 	hakoArgs []string
-	failed   []string // how runs of hako ended that did not build
+	// buildctlArgs are further arguments of BuildKit's builds.
+	buildctlArgs []string
+	failed       []string // how runs of hako ended that did not build
 }
 
 // A result is one run.
@@ -210,6 +212,9 @@ func (b *bench) measure(ctx context.Context) ([]row, error) {
 // the base in turn, and gives one row, or two where hako is run again with what
 // it has learned.
 func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error) {
+	if w.cached {
+		return b.cachedRuns(ctx, w, on)
+	}
 	first := row{name: w.name, what: w.what, memory: w.memory, target: w.target, againstBuildKit: !w.fetch}
 	again := row{name: w.name + " again", what: "the same with the base's index known", memory: w.memory, again: true}
 	for i := range b.options.n {
@@ -312,6 +317,9 @@ func (b *bench) once(ctx context.Context, w workload, on base, tag string, build
 	}
 	for _, l := range m.Layers[len(on.layers):] {
 		res.layers += l.Size
+	}
+	if w.cached {
+		return res, nil // the next build's cache is in the registry
 	}
 	return res, b.registry.forget(repo)
 }

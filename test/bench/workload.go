@@ -25,6 +25,8 @@ type workload struct {
 	target     float64 // hako's time over the reference's, at most
 	fetch      bool    // the reference is fetching and inflating the base
 	namespace  bool    // hako runs on the host too, with the namespace sandbox
+	cached     bool    // the second of two builds is measured
+	changes    string  // a file that is another one then
 }
 
 const limit = "256m"
@@ -97,6 +99,7 @@ func workloads(host string, s sizes) []workload {
 			list = append(list, w)
 		}
 	}
+	list = append(list, cachedWorkloads(big, busybox, s.repo, s.logMiB)...)
 	return append(list, workload{
 		name: "W5", what: "three stages (5 s of CPU, then 3 s of sleep), COPY --from each, in namespaces",
 		dockerfile: stages(busybox), base: "busybox", target: 1.05, namespace: true,
