@@ -333,6 +333,11 @@ func (b *build) evaluate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for i := range refs {
+		if refs[i], err = b.interp.AsLayers(ctx, refs[i]); err != nil {
+			return err
+		}
+	}
 	for _, p := range b.outputs.products {
 		n := len(p.conv.Platforms)
 		p.refs, refs = refs[:n], refs[n:]

@@ -13,6 +13,12 @@ import (
 	"hako/internal/tree"
 )
 
+// AsLayers returns a ref that an image can be made of: a directory, which may be
+// all that a stage begins with and ends with, becomes one layer.
+func (in *Interpreter) AsLayers(ctx context.Context, ref *layer.Ref) (*layer.Ref, error) {
+	return in.asLayers(ctx, ref, digest.FromString("image of a directory"))
+}
+
 // asLayers returns a ref that others can be put on: a directory, which a stage
 // may begin with (FROM a named context), becomes one layer.
 func (in *Interpreter) asLayers(ctx context.Context, ref *layer.Ref, dgst digest.Digest) (*layer.Ref, error) {

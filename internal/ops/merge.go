@@ -4,11 +4,12 @@
 package ops
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"iter"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 
 	"hako/internal/layer"
 	"hako/internal/tree"
@@ -17,7 +18,7 @@ import (
 type changeSeq = iter.Seq2[tree.Change, error]
 
 // merge stacks the layers of its inputs: the same as unpacking one after another.
-func (in *Interpreter) merge(op *pb.MergeOp, inputs []*layer.Ref) ([]*layer.Ref, error) {
+func (in *Interpreter) merge(ctx context.Context, op *pb.MergeOp, dgst digest.Digest, inputs []*layer.Ref) ([]*layer.Ref, error) {
 	out := &layer.Ref{}
 	for _, i := range op.Inputs {
 		if i.Input < 0 {
@@ -26,12 +27,12 @@ func (in *Interpreter) merge(op *pb.MergeOp, inputs []*layer.Ref) ([]*layer.Ref,
 		if int(i.Input) >= len(inputs) {
 			return nil, fmt.Errorf("merge: input %d of %d", i.Input, len(inputs))
 		}
-		ref := inputs[i.Input]
+		ref, err := in.asLayers(ctx, inputs[i.Input], dgst)
+		if err != nil {
+			return nil, err
+		}
 		if ref == nil {
 			continue
-		}
-		if ref.FS != nil {
-			return nil, errors.New("merge: an input is no image")
 		}
 		out.Layers = append(out.Layers, ref.Layers...)
 	}

@@ -147,7 +147,7 @@ func (in *Interpreter) Execute(ctx context.Context, op *pb.Op, dgst digest.Diges
 	case *pb.Op_File:
 		return in.file(ctx, o.File, dgst, name, inputs)
 	case *pb.Op_Merge:
-		return in.merge(o.Merge, inputs)
+		return in.merge(ctx, o.Merge, dgst, inputs)
 	case *pb.Op_Exec:
 		return in.exec(ctx, o.Exec, dgst, inputs)
 	}
