@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -103,7 +104,7 @@ func (c *contexts) openGit(ctx context.Context, opt *Options, g *gitOpener) (boo
 }
 
 // A kanikoGit is a git context as kaniko writes it.
-type kanikoGit struct{ remote, ref, commit string }
+type kanikoGit struct{ remote, ref, commit, dir string }
 
 func isKanikoGit(s string) bool {
 	if strings.HasPrefix(s, "git://") {
@@ -113,8 +114,9 @@ func isKanikoGit(s string) bool {
 	return strings.HasPrefix(address, "https://") && strings.HasSuffix(address, ".git")
 }
 
-// parseKanikoGit reads git://[USER[:PASSWORD]@]HOST/PATH[#REF[#COMMIT]], where
-// git:// stands for the given method, http or https; https:// is itself.
+// parseKanikoGit reads git://[USER[:PASSWORD]@]HOST/PATH[#REF[:DIR][#COMMIT]],
+// where git:// stands for the given method, http or https; https:// is itself.
+// The directory is docker's.
 func parseKanikoGit(s, method string) (kanikoGit, error) {
 	parts := strings.Split(s, "#")
 	if len(parts) > 3 {
@@ -135,16 +137,13 @@ func parseKanikoGit(s, method string) (kanikoGit, error) {
 		return kanikoGit{}, err
 	}
 	if len(parts) > 1 {
-		g.ref = parts[1]
+		g.ref, g.dir, _ = strings.Cut(parts[1], ":") // no ref has a colon
 	}
 	if len(parts) > 2 {
 		g.commit = parts[2]
 	}
 	if _, ok := git.ParseID(g.commit); !ok && g.commit != "" {
 		return kanikoGit{}, fmt.Errorf("%q is no commit: want its 40 digits", g.commit)
-	}
-	if strings.Contains(g.ref, ":") {
-		return kanikoGit{}, fmt.Errorf("%q is no branch or tag; a directory is given with --context-sub-path", g.ref)
 	}
 	return g, nil
 }
@@ -162,8 +161,12 @@ func (c *contexts) openKanikoGit(ctx context.Context, opt *Options, g *gitOpener
 		}
 		k.ref = b
 	}
+	dir := path.Join(k.dir, filepath.ToSlash(opt.ContextSubPath))
+	if dir != "" && !filepath.IsLocal(dir) {
+		return outsideError(dir)
+	}
 	o := source.GitOptions{
-		Ref: k.ref, Subdir: filepath.ToSlash(opt.ContextSubPath), KeepGitDir: true, SkipSubmodules: !opt.Git.RecurseSubmodules,
+		Ref: k.ref, Subdir: dir, KeepGitDir: true, SkipSubmodules: !opt.Git.RecurseSubmodules,
 		History: true, SingleBranch: opt.Git.SingleBranch, Depth: opt.Git.Depth, Time: g.clock,
 		Authorize: kanikoCredentials(k.remote, opt.Env), Looked: []string{"GIT_TOKEN", "GIT_USERNAME and GIT_PASSWORD", "the URL"},
 		Log: func(line string) { g.log("git context: %s", line) },

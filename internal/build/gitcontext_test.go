@@ -26,7 +26,8 @@ func TestParseKanikoGit(t *testing.T) {
 		{in: "git://h/a", method: "ftp", problem: "there are https and http"},
 		{in: "git://h/a#x#" + id[1:], problem: "is no commit"},
 		{in: "git://h/a#x#" + id + "#", problem: "more than two #"},
-		{in: "git://h/a#main:dir", problem: "--context-sub-path"},
+		{in: "git://h/a#main:some/dir", want: kanikoGit{remote: "https://h/a", ref: "main", dir: "some/dir"}},
+		{in: "git://h/a#:dir#" + id, want: kanikoGit{remote: "https://h/a", commit: id, dir: "dir"}},
 		{in: "git:///a", problem: "no host"},
 	} {
 		got, err := parseKanikoGit(tt.in, tt.method)
