@@ -245,6 +245,9 @@ func (p *planner) outputs(files []string) {
 	o := p.build.outputs
 	for _, r := range o.products {
 		out := PlanOutput{Target: r.Stage, PlanLayers: p.layers(func(v *solver.Vertex) bool { return r.vertices[v.Digest] })}
+		if o.opt.SingleSnapshot {
+			out.NewLayers = min(out.NewLayers, 1)
+		}
 		for _, n := range o.opt.pushNames(r.Target) {
 			out.To, out.Push = "push "+n, true
 			p.plan.Outputs = append(p.plan.Outputs, out)

@@ -5,13 +5,23 @@ package cli
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
+
+	"hako/internal/keychain"
 )
 
 // personalities are the names of files under which the program is another one,
 // with what they are called in kaniko's image.
-func personalities() []string { return []string{"executor"} }
+func personalities() []string {
+	names := []string{"executor"}
+	for _, helper := range slices.Sorted(maps.Keys(keychain.HelperNames())) {
+		names = append(names, "docker-credential-"+helper)
+	}
+	return names
+}
 
 // personalitiesCommand lists them for images/build, which makes a link for each.
 func (a *App) personalitiesCommand() *cobra.Command {

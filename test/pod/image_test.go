@@ -116,7 +116,7 @@ func (im *ownImages) content(t *testing.T) {
 				t.Errorf("%s has %s", name, p)
 			}
 		}
-		for _, want := range []string{"kaniko/executor", "kaniko/.docker/", "kaniko/ssl/certs/ca-certificates.crt"} {
+		for _, want := range []string{"kaniko/executor", "kaniko/.docker/", "kaniko/docker-credential-gcr", "kaniko/docker-credential-ecr-login", "kaniko/docker-credential-acr-env", "kaniko/ssl/certs/ca-certificates.crt"} {
 			if !slices.Contains(all, want) {
 				t.Errorf("%s has no %s", name, want)
 			}
@@ -288,6 +288,7 @@ func (im *ownImages) job(t *testing.T) {
 		step("", "/kaniko/executor", "--context=/workspace", "--no-push", "--insecure-registry="+im.Registry)
 	}
 	step("hako v0.0.0-test", "executor", "version")
+	step("docker-credential-gcr (hako) v0.0.0-test", "docker-credential-gcr", "version")
 	im.asFound(t, id, before)
 	if err := im.pod.Kill(t.Context(), id, "TERM"); err != nil {
 		t.Fatal(err)
