@@ -38,7 +38,7 @@ func (o *outputs) keep(ctx context.Context) {
 		}
 		path, err := o.keepOne(ctx, p, out)
 		if err != nil {
-			o.kept = append(o.kept, "not in "+path+": "+err.Error())
+			o.kept = append(o.kept, "nothing: the image could not be written to "+path+": "+err.Error())
 			continue
 		}
 		o.kept = append(o.kept, "the image is complete in "+path+":  "+pushCommand(o.opt, path, left))

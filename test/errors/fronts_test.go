@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // startFront starts a registry with a fault in front of the good one and
@@ -36,6 +37,20 @@ func startFront(t *testing.T, kind, registry string) string {
 	case "denied-push":
 		h = refusing(proxy, http.StatusForbidden, "DENIED", "requested access to the resource is denied", func(r *http.Request) bool {
 			return r.Method != http.MethodGet && r.Method != http.MethodHead
+		})
+	case "denied-late": // when the build is well under way
+		denied := refusing(proxy, http.StatusForbidden, "DENIED", "requested access to the resource is denied", func(r *http.Request) bool {
+			return r.Method != http.MethodGet && r.Method != http.MethodHead
+		})
+		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				_, _ = io.Copy(io.Discard, r.Body)
+				select {
+				case <-time.After(5 * time.Second):
+				case <-r.Context().Done():
+				}
+			}
+			denied.ServeHTTP(w, r)
 		})
 	case "denied-pull":
 		h = refusing(proxy, http.StatusForbidden, "DENIED", "requested access to the resource is denied", func(r *http.Request) bool {
