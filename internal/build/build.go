@@ -84,6 +84,9 @@ func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink pr
 		return nil, err
 	}
 	res, err := b.run(ctx, files)
+	if _, wrong := errors.AsType[*sandbox.MismatchError](err); wrong && b.cache != nil {
+		b.cache.Revoke()
+	}
 	cerr := b.close()
 	if err == nil && cerr != nil {
 		err = cerr

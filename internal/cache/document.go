@@ -264,6 +264,24 @@ func (d *document) add(r record, layers []docLayer, key []byte) {
 	d.Records = append(keep, r)
 }
 
+// addAll adds all records of another document, which are younger.
+func (d *document) addAll(other *document, key []byte) {
+	for i := range other.Records {
+		r := other.Records[i]
+		d.add(r, other.layersOf(&r), key)
+	}
+}
+
+// drop removes the records that have a key in common with one of the other's.
+func (d *document) drop(other *document) {
+	for i := range other.Records {
+		keys := other.Records[i].Keys
+		d.Records = slices.DeleteFunc(d.Records, func(r record) bool {
+			return slices.ContainsFunc(r.Keys, func(k string) bool { return slices.Contains(keys, k) })
+		})
+	}
+}
+
 // number returns the layer's number and appends it if it is new.
 func (d *document) number(l docLayer) int {
 	i := slices.IndexFunc(d.Layers, func(o docLayer) bool {

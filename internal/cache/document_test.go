@@ -210,6 +210,19 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+func TestDrop(t *testing.T) {
+	t.Parallel()
+	d, wrong := &document{Version: version}, &document{Version: version}
+	d.add(aRecord(1, "good"), []docLayer{aLayer("good")}, nil)
+	wrong.add(aRecord(2, "bad", "bad2"), []docLayer{aLayer("bad")}, nil)
+	d.addAll(wrong, nil)
+	d.drop(wrong)
+	got := parsed(t, packed(t, d), nil)
+	if len(got.Records) != 1 || got.find("good") == nil || len(got.Layers) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	d := &document{Version: version}
 	d.add(aRecord(1, "a"), []docLayer{aLayer("one")}, nil)

@@ -34,6 +34,7 @@ type exported struct {
 	ended   bool // no more records will come
 	done    bool
 	off     bool // it does not work
+	revoked bool // what this build made is not to be used
 }
 
 func (e *exported) poke() {
@@ -108,6 +109,7 @@ func (c *Cache) rest(e *exported, last time.Time) bool {
 func (c *Cache) flush(e *exported) {
 	e.mu.Lock()
 	e.dirty = false
+	revoked := e.revoked
 	mine := &document{Version: version}
 	mine.merge(e.doc, c.opt.Key)
 	e.mu.Unlock()
@@ -118,9 +120,10 @@ func (c *Cache) flush(e *exported) {
 				d = known // else: what cannot be read is replaced
 			}
 		}
-		for i := range mine.Records {
-			r := mine.Records[i]
-			d.add(r, mine.layersOf(&r), c.opt.Key)
+		if revoked {
+			d.drop(mine)
+		} else {
+			d.addAll(mine, c.opt.Key)
 		}
 		packed, err := d.pack()
 		return packed, d.blobs(), err
@@ -137,6 +140,15 @@ func (c *Cache) stop(e *exported, err error) {
 	e.off = true
 	e.mu.Unlock()
 	c.warn(e.Name(), "nothing more is written to it: "+err.Error())
+}
+
+// Revoke takes back what this build has written: it turned out to be wrong.
+func (c *Cache) Revoke() {
+	for _, e := range c.exports {
+		e.mu.Lock()
+		e.revoked, e.dirty = true, true
+		e.mu.Unlock()
+	}
 }
 
 // Keep remembers that s made ref. The work is done beside the build.
