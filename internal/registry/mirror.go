@@ -60,6 +60,11 @@ type place struct {
 }
 
 func (c *Client) newPlace(registry string, n int, m Mirror) (*place, error) {
+	if m.Host != "" {
+		if _, err := name.NewRegistry(m.Host); err != nil {
+			return nil, fmt.Errorf("mirror of %s: %w", displayHost(registry), err)
+		}
+	}
 	p := &place{Mirror: m, id: fmt.Sprintf("%s#%d", registry, n), rt: c.pull}
 	if m.TLS != nil || m.DialTimeout > 0 {
 		rt, err := newRouter(c.placeOptions(registry, m), c.opt.SkipTLSVerifyPull)
@@ -208,13 +213,20 @@ func (a *access) moveOn(err error, next *access) {
 	if a.place != nil && errors.As(err, &e) && e.Status == 0 && !isOther {
 		a.place.isDown.Store(true)
 	}
-	a.c.tell("%s: %s: %s; asking %s", displayRepo(a.origin.repo), a.display(), reasonOf(err), next.display())
+	status := 0
+	if e != nil {
+		status = e.Status
+	}
+	repo := displayRepo(a.origin.repo)
+	// A registry's message may name what was asked for; once is enough.
+	a.c.tell(fmt.Sprintf("%s %s %d", repo, a.key(), status), "%s: %s: %s; asking %s", repo, a.display(), reasonOf(err), next.display())
 }
 
 // tellServed says that an image comes from elsewhere.
 func (a *access) tellServed() {
 	if a.place != nil && a.place.Host != "" && a.origin != nil {
-		a.c.tell("%s comes from %s", displayRepo(a.origin.repo), a.display())
+		repo := displayRepo(a.origin.repo)
+		a.c.tell(repo+" "+a.key(), "%s comes from %s", repo, a.display())
 	}
 }
 
@@ -235,15 +247,14 @@ func reasonOf(err error) string {
 	return clip(e.Error())
 }
 
-// tell gives a line to whoever wants to know, once.
-func (c *Client) tell(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+// tell gives a line to whoever wants to know, once for each key.
+func (c *Client) tell(key, format string, args ...any) {
 	c.mu.Lock()
-	isNew := !c.told[text]
-	c.told[text] = true
+	isNew := !c.told[key]
+	c.told[key] = true
 	c.mu.Unlock()
 	if isNew && c.opt.Note != nil {
-		c.opt.Note(text)
+		c.opt.Note(fmt.Sprintf(format, args...))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -387,5 +388,33 @@ func TestMirrorOrigin(t *testing.T) {
 	}
 	if img.Digest != digest.FromBytes(img.Raw) {
 		t.Error("another image")
+	}
+}
+
+func TestMirrorIsNone(t *testing.T) {
+	_, err := New(Options{Mirrors: map[string]Places{"a.example.com": {Mirrors: []Mirror{{Host: "not a host"}}}}})
+	if err == nil || !strings.HasPrefix(err.Error(), "mirror of a.example.com: ") {
+		t.Error(err)
+	}
+}
+
+// A blob that arrived although its answer did not was sent by us.
+func TestPushBlobAnswerLost(t *testing.T) {
+	lost := false
+	f := newFront(t, nil)
+	inner := f.Config.Handler
+	f.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && !lost {
+			lost = true
+			inner.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
+		}
+		inner.ServeHTTP(w, r)
+	})
+	c, _ := newClient(t, Options{})
+	blob := randomBytes(1000)
+	res, err := c.PushBlob(t.Context(), f.repo(t, "team/app"), descOf("", blob), opener(blob), nil)
+	if err != nil || res != Uploaded || f.count("PUT") != 1 {
+		t.Errorf("%v, %v, %d PUTs", res, err, f.count("PUT"))
 	}
 }

@@ -86,7 +86,10 @@ func (a *access) pushBlob(ctx context.Context, up *upload, from []name.Repositor
 	if err != nil {
 		return 0, err
 	}
-	if there {
+	switch {
+	case there && up.isSent:
+		return Uploaded, nil
+	case there:
 		return Exists, nil
 	}
 	u, err := a.mount(ctx, up.desc, from)

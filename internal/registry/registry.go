@@ -113,7 +113,7 @@ type Client struct {
 	places map[string][]*place // nil in a list is the registry itself
 
 	mu      sync.Mutex
-	told    map[string]bool // lines
+	told    map[string]bool // what of mirrors was told
 	grants  map[string]*grant
 	secrets map[string]bool // what must not appear in errors
 }

@@ -27,12 +27,15 @@ type upload struct {
 	// begun is where the registry has the beginning of the blob; nil if it has
 	// none, or does not keep what a broken request brought.
 	begun *url.URL
+	// isSent tells that the whole was sent once: if the registry has it now, this
+	// is why.
+	isSent bool
 }
 
 // sendWhole uploads the blob in one request of known length, which all registries
 // take.
 func (a *access) sendWhole(ctx context.Context, u *url.URL, up *upload) error {
-	up.begun = nil
+	up.begun, up.isSent = nil, true
 	if up.desc.Size >= minResume {
 		up.begun = u
 	}
