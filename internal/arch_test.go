@@ -238,6 +238,23 @@ func TestNoInit(t *testing.T) {
 	}
 }
 
+// The clouds' libraries read the environment and files by themselves, so only those
+// packages may use them that are asked before a root is installed.
+func TestCloudLibraries(t *testing.T) {
+	t.Parallel()
+	for _, s := range sources(t) {
+		for _, spec := range s.file.Imports {
+			path, _ := strconv.Unquote(spec.Path.Value)
+			isCloud := slices.ContainsFunc([]string{"github.com/aws/", "github.com/Azure/", "cloud.google.com/", "golang.org/x/oauth2"}, func(p string) bool {
+				return strings.HasPrefix(path, p)
+			})
+			if isCloud && !strings.HasPrefix(s.path, "internal/source/bucket/") && s.pkg != "keychain" {
+				t.Errorf("%s: only source/bucket and keychain use the clouds' libraries", s.at(spec))
+			}
+		}
+	}
+}
+
 // Whiteouts are a matter of layer tars, so of package layer alone.
 func TestWhiteoutsOnlyInLayer(t *testing.T) {
 	t.Parallel()

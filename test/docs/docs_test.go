@@ -24,7 +24,7 @@ import (
 
 // pages are the documents with blocks to run, relative to the repository.
 func pages() []string {
-	return []string{"README.md", "CONTRIBUTING.md", "docs/cache.md", "docs/differences.md", "docs/kaniko.md", "docs/platforms.md", "docs/registries.md", "docs/security.md", "docs/tutorial.md"}
+	return []string{"README.md", "CONTRIBUTING.md", "docs/cache.md", "docs/contexts.md", "docs/differences.md", "docs/kaniko.md", "docs/platforms.md", "docs/registries.md", "docs/security.md", "docs/tutorial.md"}
 }
 
 const root = "../.."
