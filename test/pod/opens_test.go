@@ -6,6 +6,8 @@
 package pod
 
 import (
+	"archive/tar"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -51,19 +53,39 @@ func TestOpensNothingByPath(t *testing.T) {
 	rig.Require(t, rig.NeedStrace)
 	w := start(t, false)
 	files := map[string]string{"Dockerfile": openingDockerfile, "a.txt": "a\n", "dir/b.txt": "b\n"}
-	t.Run("context aside", func(t *testing.T) { w.opensNothing(t, files, true) })
+	t.Run("context aside", func(t *testing.T) { w.opensNothing(t, w.files(t, files), true) })
 	// The context has to make room: its place changes in the middle of the build.
 	files["Dockerfile"] = workspaceDockerfile
-	t.Run("context in the way", func(t *testing.T) { w.opensNothing(t, files, false) })
+	t.Run("context in the way", func(t *testing.T) { w.opensNothing(t, w.files(t, files), false) })
+	// Its files are read to the end of the build, from where the archive was opened.
+	t.Run("context in an archive", func(t *testing.T) {
+		files["Dockerfile"] = openingDockerfile
+		dir := t.TempDir()
+		if err := writeTar(filepath.Join(dir, "context.tar"), w.files(t, files)); err != nil {
+			t.Fatal(err)
+		}
+		w.opensNothing(t, dir, true, "--context=tar:///workspace/context.tar")
+	})
 }
 
-func (w *world) opensNothing(t *testing.T, files map[string]string, readOnly bool) {
+func writeTar(path, dir string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := tar.NewWriter(f)
+	return errors.Join(w.AddFS(os.DirFS(dir)), w.Close())
+}
+
+func (w *world) opensNothing(t *testing.T, bctx string, readOnly bool, args ...string) {
 	front := w.password(t, "user", "secret")
 	home := w.files(t, map[string]string{"secret": "not to be seen", ".docker/config.json": `{"auths":{"` + front + `":{"username":"user","password":"secret"}}}`})
-	s, out := w.spec(t, w.scratch(t), w.files(t, files), readOnly, "--destination="+front+"/result:2", "--insecure-registry="+front,
+	s, out := w.spec(t, w.scratch(t), bctx, readOnly, "--destination="+front+"/result:2", "--insecure-registry="+front,
 		"--secret=id=s,src=/outside/secret", "--ssh=default=/agent.sock", "--tar-path=/result/image.tar", "--digest-file=/result/digest", "--metadata-file=/result/meta.json")
 	s.Mounts = append(s.Mounts, rig.Mount{Source: home, Target: "/outside", ReadOnly: true}, rig.Mount{Source: filepath.Join(w.Dir, "agent.sock"), Target: "/agent.sock"})
 	s.Env = append(s.Env, "HOME=/outside")
+	s.Command = append(s.Command, args...)
 	id, before := w.create(t, s)
 	file := filepath.Join(t.TempDir(), "trace")
 	wait, err := w.pod.Trace(t.Context(), id, file)
