@@ -4,11 +4,16 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -46,4 +51,41 @@ func startClouds(env *testscript.Env) {
 	}))
 	env.Defer(echo.Close)
 	env.Setenv("ECHO", echo.URL)
+	expiring := httptest.NewServer(&expiringECR{registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))})
+	env.Defer(expiring.Close)
+	env.Setenv("EXPIRING", expiring.URL)
+}
+
+// expiringECR is ECR's API and, as a proxy for plain HTTP, its registry. Each
+// password is good for three requests.
+type expiringECR struct {
+	registry http.Handler
+	mu       sync.Mutex
+	n, left  int
+	given    int
+}
+
+// ServeHTTP implements http.Handler.
+func (e *expiringECR) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case r.Header.Get("X-Amz-Target") != "":
+		e.given++
+		token := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "AWS:pw-%d", e.n))
+		fmt.Fprintf(w, `{"authorizationData":[{"authorizationToken":%q,"expiresAt":4102444800}]}`, token)
+		return
+	case r.URL.Path == "/given":
+		fmt.Fprintln(w, e.given)
+		return
+	}
+	if _, password, _ := r.BasicAuth(); password != fmt.Sprint("pw-", e.n) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="ecr"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	if e.left--; e.left < 0 {
+		e.n, e.left = e.n+1, 3
+	}
+	e.registry.ServeHTTP(w, r)
 }

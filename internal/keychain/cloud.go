@@ -100,10 +100,12 @@ type cloud struct {
 	name  string
 	mine  func(host string) bool
 	fetch func(ctx context.Context, host string) (*Credential, error)
+	// scope says for which hosts one credential serves; nil stands for one each.
+	scope func(host string) string
 	now   func() time.Time
 
 	mu   sync.Mutex
-	kept map[string]*keptCredential // by host
+	kept map[string]*keptCredential // by scope
 }
 
 type keptCredential struct {
@@ -116,6 +118,9 @@ type keptCredential struct {
 func (c *cloud) Name() string { return c.name }
 
 func (c *cloud) keep(host string) *keptCredential {
+	if c.scope != nil {
+		host = c.scope(host)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.kept == nil {
@@ -180,7 +185,11 @@ func (c *cloud) explain(host string, err error) error {
 // forget drops what the registry has refused. That there is nothing is not
 // forgotten: a registry asks for credentials with every request.
 func (c *cloud) forget(r authn.Resource) {
-	k := c.keep(strings.ToLower(r.RegistryStr()))
+	host := strings.ToLower(r.RegistryStr())
+	if !c.mine(host) {
+		return
+	}
+	k := c.keep(host)
 	select {
 	case <-k.lock:
 		if k.cred != nil && !k.cred.isEmpty() {

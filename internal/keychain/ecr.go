@@ -70,6 +70,8 @@ func NewECR(c Cloud) Source {
 		name:  "ECR",
 		mine:  func(host string) bool { _, ok := ecrServiceOf(host); return ok },
 		fetch: e.fetch, now: c.Now,
+		// The account in the name says nothing about whose password it is.
+		scope: func(host string) string { s, _ := ecrServiceOf(host); return s.endpoint },
 	}
 }
 

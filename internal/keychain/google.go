@@ -51,7 +51,9 @@ func NewGoogle(c Cloud) Source {
 		}
 	}
 	g.openSubject()
-	return &cloud{name: "Google", mine: isGoogleHost, fetch: g.fetch, now: c.Now}
+	// A token is for all of Google, and so is that there is none.
+	all := func(string) string { return "" }
+	return &cloud{name: "Google", mine: isGoogleHost, fetch: g.fetch, scope: all, now: c.Now}
 }
 
 type googleCloud struct {

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -208,5 +209,27 @@ func TestGoogleRenewed(t *testing.T) {
 		if got := find(t, s, googleRepo); got != "oauth2accesstoken:"+step.want {
 			t.Errorf("%d: %s", i, got)
 		}
+	}
+}
+
+// Many ask at once, for several registries: the cloud is asked once.
+func TestGoogleAskedOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.hosts[machine] = gceStandIn
+	c := NewChain([]Source{NewGoogle(w.cloud())}, []string{"x (unset)"}, nil)
+	var group sync.WaitGroup
+	for _, repo := range []string{googleRepo, "gcr.io/p/app", "eu.gcr.io/p/app", googleRepo} {
+		r := repository(t, repo)
+		group.Go(func() {
+			a, err := c.ResolveContext(t.Context(), r)
+			if err != nil || a.(*Credential).Account().NotUsed != "x (unset)" || a.(*Credential).cfg.Password != "ya29.node" {
+				t.Errorf("%v, %v", a, err)
+			}
+		})
+	}
+	group.Wait()
+	if n := len(w.asked); n != 1 {
+		t.Errorf("asked %d times", n)
 	}
 }

@@ -156,8 +156,9 @@ func (c *Chain) ResolveContext(ctx context.Context, r authn.Resource) (authn.Aut
 			return nil, err
 		}
 		if !cred.isEmpty() {
-			cred.account.NotUsed = strings.Join(notUsed, ", ")
-			return cred, nil
+			answer := *cred // the source may keep its own
+			answer.account.NotUsed = strings.Join(notUsed, ", ")
+			return &answer, nil
 		}
 		notUsed = append(notUsed, s.Name())
 		// The first that has something to say speaks.
