@@ -51,6 +51,7 @@ func TestBadDays(t *testing.T) {
 	}
 	for kind, start := range map[string]func(*testing.T) string{"simple": startSimple, "distribution": startDistribution} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel() // most of the time is spent waiting
 			upstream := start(t)
 			var mu sync.Mutex
 			dealt, uploads, downloads := map[fault]int{}, 0, 0
