@@ -4,6 +4,7 @@
 package build
 
 import (
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
@@ -60,8 +61,13 @@ func (b *build) failed(err, closing error) error {
 	if b.room != nil {
 		e.Moved = b.room.moved
 	}
+	if b.cache != nil {
+		if n, place := b.cache.Kept(); n > 0 {
+			e.Kept = append(e.Kept, fmt.Sprintf("the results of %d steps are in the cache %s: the next build goes on from there", n, place))
+		}
+	}
 	if b.outputs != nil {
-		e.Pushing, e.Kept = len(b.outputs.tags()) > 0, b.outputs.kept
+		e.Pushing, e.Kept = len(b.outputs.tags()) > 0, append(e.Kept, b.outputs.kept...)
 		for _, p := range b.outputs.pushed {
 			e.Pushed = append(e.Pushed, p.Ref)
 		}

@@ -142,6 +142,21 @@ func (c *Cache) stop(e *exported, err error) {
 	c.warn(e.Name(), "nothing more is written to it: "+err.Error())
 }
 
+// Kept returns how many results of this build, or found by it, are in a place that
+// was written, and what the place is called.
+func (c *Cache) Kept() (steps int, place string) {
+	for _, e := range c.exports {
+		e.mu.Lock()
+		off := e.off
+		n := len(e.doc.Records)
+		e.mu.Unlock()
+		if !off && n > steps {
+			steps, place = n, e.Name()
+		}
+	}
+	return steps, place
+}
+
 // Revoke takes back what this build has written: it turned out to be wrong.
 func (c *Cache) Revoke() {
 	for _, e := range c.exports {

@@ -6,6 +6,7 @@
 package cache
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // fourStages has 20 steps that make layers, some of a megabyte.
@@ -403,5 +405,48 @@ func TestDirectoryWriters(t *testing.T) {
 		if b := build(n); len(b.misses()) > 0 {
 			t.Errorf("build %d found nothing\n%s", n, b.log)
 		}
+	}
+}
+
+// TestFailedBuildIsGoneOnWith: what a build has made before it fails, or is killed,
+// is there for the next one.
+func TestFailedBuildIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.base("one", "1")
+	w.write(map[string]string{"Dockerfile": "FROM REG/base:one\nRUN echo 1 > /1\nRUN echo 2 > /2\nRUN false\n"})
+	b := w.build()
+	if b.err == nil || !strings.Contains(b.log, " kept    the results of 2 steps are in the cache "+w.addr+"/app/cache") {
+		t.Errorf("%v\n%s", b.err, b.log)
+	}
+	w.write(map[string]string{"Dockerfile": "FROM REG/base:one\nRUN echo 1 > /1\nRUN echo 2 > /2\nRUN true\n"})
+	if b := w.must(w.build()); !slices.Equal(b.misses(), []string{"4"}) {
+		t.Errorf("lines %v ran, want 4\n%s", b.misses(), b.log)
+	}
+}
+
+// TestKilledBuildIsGoneOnWith: steps are kept while the build goes on.
+func TestKilledBuildIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.base("one", "1")
+	w.write(map[string]string{"Dockerfile": "FROM REG/base:one\nRUN echo 1 > /1\nRUN sleep 1000\n"})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	w.reg.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/app/cache/manifests/") {
+			time.AfterFunc(time.Second, cancel) // SIGKILL, once the answer is given
+		}
+		return false
+	})
+	cmd := w.command(ctx, w.dir, w.args...)
+	if err := cmd.Run(); err == nil {
+		t.Fatal("the build was not killed")
+	}
+	w.reg.setFault(nil)
+	w.write(map[string]string{"Dockerfile": "FROM REG/base:one\nRUN echo 1 > /1\nRUN true\n"})
+	b := w.must(w.run(w.dir, w.args...))
+	if got := b.misses(); !slices.Equal(got, []string{"3"}) {
+		t.Errorf("lines %v ran, want 3\n%s", got, b.log)
 	}
 }

@@ -9,6 +9,7 @@ package cache
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -163,15 +164,21 @@ type step struct {
 
 var explained = regexp.MustCompile(`(?m)^ \S*Dockerfile\S*?:(\d+)\s+(hit |MISS)  .{40,}?  (.*)$`)
 
-// run builds dir with an empty work directory.
-func (w *world) run(dir string, args ...string) built {
+// command is a build of dir with an empty work directory.
+func (w *world) command(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	w.t.Helper()
 	work := w.t.TempDir()
-	cmd := exec.CommandContext(w.t.Context(), bin, append([]string{
+	cmd := exec.CommandContext(ctx, bin, append([]string{
 		"build", "--isolation=namespace", "--progress=plain", "--explain-cache", "--work-dir=" + work,
 		"--source-date-epoch=1700000000", "--rewrite-timestamp", "--skip-push-permission-check",
 	}, append(args, dir)...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + work}
+	return cmd
+}
+
+func (w *world) run(dir string, args ...string) built {
+	w.t.Helper()
+	cmd := w.command(w.t.Context(), dir, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	b := built{err: cmd.Run(), log: stderr.String()}
