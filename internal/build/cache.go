@@ -111,7 +111,7 @@ func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 	if opt.From, opt.To, err = b.cachePlaces(client); err != nil {
 		return err
 	}
-	b.cache = &buildCache{Cache: cache.New(ctx, opt), opt: b.opt, salt: b.cacheSalt()}
+	b.cache = &buildCache{Cache: cache.New(ctx, opt), opt: b.opt, salt: b.cacheSalt(), oneID: func() bool { return b.room.oneID() }}
 	return nil
 }
 
@@ -275,8 +275,18 @@ func openCachePlace(client *registry.Client, p CachePlace, write bool) (cache.Ba
 	return cache.InRegistry(out), nil
 }
 
-// inRegistry returns the layer of a base image.
+// inRegistry returns the layer of a base image that a cache speaks of. Where it is
+// today is what counts: the image may have been pushed anew, with other
+// compression, or be asked for elsewhere.
 func (im *images) inRegistry(origin string, id image.DiffID, desc ocispecs.Descriptor) (*layer.Layer, error) {
+	im.mu.Lock()
+	at, ok := im.at[id]
+	im.mu.Unlock()
+	if ok {
+		l := layer.New(im.store, id, at.Descriptor, at)
+		l.Origin = at.Origin()
+		return im.shared(l), nil
+	}
 	repo, err := name.NewRepository(origin)
 	if err != nil {
 		return nil, err
@@ -301,14 +311,21 @@ func (o *outputs) settle(ctx context.Context, l *layer.Layer) string {
 // A buildCache is the cache as the solver knows it.
 type buildCache struct {
 	*cache.Cache
-	opt  *Options
-	salt string
+	opt   *Options
+	salt  string
+	oneID func() bool
 }
 
 var _ solver.Cache = (*buildCache)(nil)
 
-// Salt implements solver.Cache.
-func (c *buildCache) Salt() string { return c.salt }
+// Salt implements solver.Cache. Where a command has one id to be, what it copies
+// or moves belongs to that one: elsewhere it would be another layer.
+func (c *buildCache) Salt(command bool) string {
+	if command && c.oneID() {
+		return c.salt + " one id"
+	}
+	return c.salt
+}
 
 // step translates; nil is a step that is left out.
 func (c *buildCache) step(s *solver.Step) *cache.Step {
@@ -357,8 +374,8 @@ func (c *buildCache) Skipped(s *solver.Step) {
 }
 
 // Keep implements solver.Cache.
-func (c *buildCache) Keep(s *solver.Step, ref *layer.Ref) {
+func (c *buildCache) Keep(s *solver.Step, ref *layer.Ref, adopted bool) {
 	if step := c.step(s); step != nil {
-		c.Cache.Keep(step, ref)
+		c.Cache.Keep(step, ref, adopted)
 	}
 }

@@ -28,6 +28,7 @@ type images struct {
 
 	mu     sync.Mutex
 	layers map[digest.Digest]*layer.Layer
+	at     map[image.DiffID]registry.BlobSource // layers of the images that were resolved
 }
 
 // Resolve implements frontend.ImageResolver.
@@ -40,8 +41,17 @@ func (im *images) Resolve(ctx context.Context, ref string, platform ocispecs.Pla
 	if err != nil {
 		return "", nil, err
 	}
-	if _, err := diffIDs(img.Config, img.Manifest); err != nil {
+	ids, err := diffIDs(img.Config, img.Manifest)
+	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.at == nil {
+		im.at = make(map[image.DiffID]registry.BlobSource)
+	}
+	for i, d := range img.Manifest.Layers {
+		im.at[ids[i]] = registry.BlobSource{Client: im.client, Repo: img.Repo, Descriptor: d}
 	}
 	return img.Digest, img.Config, nil
 }

@@ -142,6 +142,12 @@ func (r *room) unsupported(op *pb.ExecOp, p *pb.Platform) error {
 // serial tells whether commands run one at a time.
 func (r *room) serial() bool { return r.choice().kind == isolationInPlace }
 
+// oneID tells whether commands have one user id to be.
+func (r *room) oneID() bool {
+	c := r.choice()
+	return c.trial != nil && c.trial.OneID
+}
+
 // describe says in one line where commands will run.
 func (r *room) describe() string {
 	c := r.choice()

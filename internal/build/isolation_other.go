@@ -43,6 +43,7 @@ func (r *room) inPlace() error                             { return r.possible()
 func (r *room) unsupported(*pb.ExecOp, *pb.Platform) error { return r.possible() }
 func (r *room) serial() bool                               { return false }
 func (r *room) describe() string                           { return "" }
+func (r *room) oneID() bool                                { return false }
 func (r *room) need([]string)                              {}
 func (r *room) putBack() error                             { return nil }
 func (r *room) verified() error                            { return nil }

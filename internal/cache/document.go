@@ -247,9 +247,6 @@ func (d *document) add(r record, layers []docLayer, key []byte) {
 					r.Keys = append(r.Keys, k)
 				}
 			}
-			if o.Made.Before(r.Made) {
-				r.Made, r.Took = o.Made, max(o.Took, r.Took)
-			}
 		default:
 			// Another result under one of the keys: the younger is kept there.
 			o.Keys = slices.DeleteFunc(slices.Clone(o.Keys), func(k string) bool { return slices.Contains(r.Keys, k) })

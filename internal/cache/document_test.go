@@ -77,9 +77,9 @@ func TestDocumentAdd(t *testing.T) {
 	t.Parallel()
 	d := &document{Version: version}
 	d.add(aRecord(1, "def", "con"), []docLayer{aLayer("one")}, nil)
-	// Another way to the same result adds its key, and the result keeps its age.
+	// Another way to the same result adds its key, and made again it is young again.
 	d.add(aRecord(5, "def2", "con"), []docLayer{aLayer("one")}, nil)
-	if len(d.Records) != 1 || !slices.Equal(d.Records[0].Keys, []string{"def2", "con", "def"}) || !d.Records[0].Made.Equal(aRecord(1).Made) {
+	if len(d.Records) != 1 || !slices.Equal(d.Records[0].Keys, []string{"def2", "con", "def"}) || !d.Records[0].Made.Equal(aRecord(5).Made) {
 		t.Errorf("records = %+v", d.Records)
 	}
 	// Another result under a key takes the key over, and no other.

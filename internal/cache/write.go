@@ -166,8 +166,9 @@ func (c *Cache) Revoke() {
 	}
 }
 
-// Keep remembers that s made ref. The work is done beside the build.
-func (c *Cache) Keep(s *Step, ref *layer.Ref) {
+// Keep remembers that s made ref, or, adopted, that it was found under one of its
+// keys and goes by the others too. The work is done beside the build.
+func (c *Cache) Keep(s *Step, ref *layer.Ref, adopted bool) {
 	if ref == nil || ref.FS != nil || len(ref.Layers) == 0 || len(s.Keys) == 0 {
 		return
 	}
@@ -182,6 +183,9 @@ func (c *Cache) Keep(s *Step, ref *layer.Ref) {
 	r := record{
 		Keys: s.Keys, Made: now, Used: now, Took: s.Took.Milliseconds(), Step: s.place(), Line: s.Line, Salt: newSalt(),
 	}
+	if adopted {
+		r.Made, r.Took = c.madeOf(s, now)
+	}
 	for _, e := range c.exports {
 		e.begin()
 		c.jobs.Go(func() {
@@ -191,6 +195,21 @@ func (c *Cache) Keep(s *Step, ref *layer.Ref) {
 			}
 		})
 	}
+}
+
+// madeOf returns when what goes by one of the keys was made, and the time it took.
+func (c *Cache) madeOf(s *Step, now time.Time) (time.Time, int64) {
+	for _, im := range c.imports {
+		if im.doc == nil {
+			continue
+		}
+		for _, k := range s.Keys {
+			if r := im.doc.find(k); r != nil {
+				return r.Made, r.Took
+			}
+		}
+	}
+	return now, 0
 }
 
 func (e *exported) begin() {

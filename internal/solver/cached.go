@@ -20,9 +20,10 @@ import (
 // A Cache remembers between builds what steps made. It is asked from many
 // goroutines. It has no errors: what it cannot give is not there.
 type Cache interface {
-	// Salt is what all keys depend on: the form of layers, and the time that
-	// things are given if it was set.
-	Salt() string
+	// Salt is what keys depend on besides the graph: the form of layers, the time
+	// that things are given if it was set; and for commands where they run, if they
+	// cannot do there all that they can elsewhere.
+	Salt(command bool) string
 	// Find returns what was kept under key and in a few words what it is; nil if
 	// nothing was.
 	Find(ctx context.Context, step *Step, key Key) (ref *layer.Ref, about string)
@@ -30,8 +31,9 @@ type Cache interface {
 	Missed(ctx context.Context, step *Step) string
 	// Skipped tells that step is not needed, as what was made of it was found.
 	Skipped(step *Step)
-	// Keep remembers that step made ref, under its keys. It does not wait.
-	Keep(step *Step, ref *layer.Ref)
+	// Keep remembers that step made ref, under its keys; adopted is for one that was
+	// found under one of them. It does not wait.
+	Keep(step *Step, ref *layer.Ref, adopted bool)
 }
 
 // A Step is a vertex whose result can be kept.
@@ -96,7 +98,6 @@ func isDirectory(v *Vertex) bool {
 type lookup struct {
 	s       *Solver
 	g       *Graph
-	salt    string
 	steps   map[*Vertex]*Step
 	keys    map[*Vertex]Key  // definition keys; "" if not known
 	blocked map[*Vertex]bool // not to be looked up by definition: something is to be done anew
@@ -115,7 +116,7 @@ type hit struct {
 // lies behind a hit is neither needed nor asked for.
 func (s *Solver) lookUp(ctx context.Context, g *Graph) (*lookup, error) {
 	l := &lookup{
-		s: s, g: g, salt: s.opt.Cache.Salt(),
+		s: s, g: g,
 		steps: map[*Vertex]*Step{}, keys: map[*Vertex]Key{}, blocked: map[*Vertex]bool{},
 		hits: map[*Vertex]*hit{}, need: map[*Vertex]bool{},
 	}
@@ -213,9 +214,10 @@ func (l *lookup) define(v *Vertex, selections map[reading]*tree.Selection) {
 		return
 	}
 	known := true
-	parts := []Part{{Kind: PartText, Name: v.instruction()}, {Kind: PartOptions, Value: l.salt}}
+	salt := l.s.opt.Cache.Salt(v.IsExec())
+	parts := []Part{{Kind: PartText, Name: v.instruction()}, {Kind: PartOptions, Value: salt}}
 	parts = append(parts, opParts(v)...)
-	e := newCacheKey("definition", l.salt, v)
+	e := newCacheKey("definition", salt, v)
 	for i, in := range v.Inputs {
 		var p Part
 		switch {
@@ -336,7 +338,7 @@ func (s *Solver) byContent(ctx context.Context, t *task, inputs []*layer.Ref) *h
 // contentKey is equal for equal ops with inputs that are equal but for times:
 // layers as a whole where they are used so, else what is read of them.
 func (s *Solver) contentKey(ctx context.Context, v *Vertex, inputs []*layer.Ref) (Key, error) {
-	e := newCacheKey("content", s.opt.Cache.Salt(), v)
+	e := newCacheKey("content", s.opt.Cache.Salt(v.IsExec()), v)
 	for i, ref := range inputs {
 		sel, err := s.exec.Selected(ctx, v.Op, i, ref)
 		if err != nil {

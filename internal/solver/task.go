@@ -99,7 +99,7 @@ func (s *Solver) compute(ctx context.Context, t *task) ([]*layer.Ref, error) {
 	if t.step != nil {
 		if h := s.byContent(ctx, t, inputs); h != nil {
 			s.showHit(t.vertex, h.about)
-			s.opt.Cache.Keep(t.step, h.refs[cachedOutput(t.vertex)])
+			s.opt.Cache.Keep(t.step, h.refs[cachedOutput(t.vertex)], true)
 			return h.refs, nil
 		}
 		why = s.opt.Cache.Missed(ctx, t.step)
@@ -150,7 +150,7 @@ func (s *Solver) execute(ctx context.Context, t *task, inputs []*layer.Ref, why 
 	}
 	if t.step != nil {
 		t.step.Took = time.Since(began)
-		s.opt.Cache.Keep(t.step, refs[cachedOutput(v)])
+		s.opt.Cache.Keep(t.step, refs[cachedOutput(v)], false)
 	}
 	return refs, nil
 }

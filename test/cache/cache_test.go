@@ -17,6 +17,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
 // fourStages has 20 steps that make layers, some of a megabyte.
@@ -448,5 +451,53 @@ func TestKilledBuildIsGoneOnWith(t *testing.T) {
 	b := w.must(w.run(w.dir, w.args...))
 	if got := b.misses(); !slices.Equal(got, []string{"3"}) {
 		t.Errorf("lines %v ran, want 3\n%s", got, b.log)
+	}
+}
+
+// TestBaseElsewhere: a base image counts by its content. Where the earlier build
+// had it from may be gone.
+func TestBaseElsewhere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.base("one", "1")
+	from, err := name.ParseReference(w.addr + "/base:one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := name.ParseReference(w.addr + "/moved:one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := remote.Image(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(to, img); err != nil {
+		t.Fatal(err)
+	}
+	w.write(map[string]string{"Dockerfile": "FROM REG/base:one\nRUN echo 1 > /1\nRUN echo 2 > /2\n"})
+	w.must(w.build())
+	w.write(map[string]string{"Dockerfile": "FROM REG/moved:one\nRUN echo 1 > /1\nRUN echo 3 > /2\n"})
+	w.reg.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		return strings.HasPrefix(r.URL.Path, "/v2/base/") && answer(rw, http.StatusNotFound, "{}")
+	})
+	b := w.must(w.run(w.dir, "--cache", "--cache-repo="+w.addr+"/app/cache", "-d", w.addr+"/other:1"))
+	if !slices.Equal(b.misses(), []string{"3"}) {
+		t.Errorf("lines %v ran, want 3\n%s", b.misses(), b.log)
+	}
+}
+
+// TestOldResultsAreRenewed: what is too old is made anew, and is young then.
+func TestOldResultsAreRenewed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.write(map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": "f"})
+	w.must(w.build())
+	time.Sleep(3 * time.Second)
+	if b := w.must(w.build("--cache-ttl=2s")); len(b.misses()) != 1 || !strings.Contains(b.why(), "older than") {
+		t.Errorf("lines %v ran: %s", b.misses(), b.why())
+	}
+	if b := w.must(w.build("--cache-ttl=1m")); len(b.misses()) != 0 {
+		t.Errorf("lines %v ran: %s", b.misses(), b.why())
 	}
 }
