@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -25,8 +24,8 @@ import (
 )
 
 // An Archive is a tar that somebody made, seen as a tree: the files of a build
-// context. It is read once, to index it, and lies on disk as it came or
-// compressed anew, but is never unpacked. It is safe for concurrent use.
+// context. It is read once, to index it, and lies on disk as one file, but is never
+// unpacked. It is safe for concurrent use.
 //
 // Unlike in a layer no name means a deletion, and hard links are to files of
 // the archive. Names cannot leave it: "..", which climbs out, is an error, an
@@ -82,12 +81,9 @@ func NewArchive(ctx context.Context, st *store.Store, r io.Reader, again Source)
 	if err := scanArchive(ctx, src.plain, build); err != nil {
 		return nil, unreadable(err)
 	}
-	if err := src.finish(); err != nil {
-		return nil, unreadable(err)
-	}
 	a.spool, a.layer.src = src.spool, src.source()
 	src.spool = nil
-	if err := a.saveIndex(st, build, src.restarts.list); err != nil {
+	if err := a.saveIndex(st, build); err != nil {
 		return nil, err
 	}
 	c, err := newChain(ctx, []*Layer{a.layer})
@@ -112,12 +108,12 @@ func (a *Archive) Close() error {
 
 // saveIndex writes the index to a file of its own, not under the layer's name: the
 // same bytes as a layer mean something else.
-func (a *Archive) saveIndex(st *store.Store, b *indexBuilder, points []gz.Checkpoint) (err error) {
+func (a *Archive) saveIndex(st *store.Store, b *indexBuilder) (err error) {
 	if a.index, err = st.Create(); err != nil {
 		return err
 	}
 	bw := bufio.NewWriterSize(a.index, 64<<10)
-	if err := errors.Join(b.finish(bw, points), bw.Flush()); err != nil {
+	if err := errors.Join(b.finish(bw, nil), bw.Flush()); err != nil {
 		return err
 	}
 	if _, err := a.index.Seek(0, io.SeekStart); err != nil {
@@ -197,94 +193,51 @@ func unreadable(err error) error {
 }
 
 // An archiveSource is an archive's bytes on their way: from r, through a
-// decompressor, and to where they can be read again from any place.
+// decompressor, and to where the tar can be read again from any place. Archives
+// have their files in any order, and are read in that of their names: it takes
+// seeking for that, so the spool is not compressed.
 type archiveSource struct {
 	r     io.Reader
 	head  []byte
 	again Source
 	st    *store.Store
 
-	plain    io.Reader // the tar
-	rest     io.Reader // what was read of r so far goes to the spool
-	spool    *store.Writer
-	unzip    io.Closer
-	zip      *gz.Writer
-	zipped   *bufio.Writer
-	restarts restarts
+	plain io.Reader // the tar
+	spool *store.Writer
+	unzip io.Closer
 }
 
 func (s *archiveSource) open() error {
-	if isGzip(s.head) {
-		if err := s.keep(); err != nil {
-			return err
-		}
-		z, err := gz.NewReader(s.rest, gz.ReaderOptions{Every: checkpointEvery, Checkpoint: func(p gz.Checkpoint) error {
-			s.restarts.add(p)
-			return nil
-		}})
-		s.plain = z
+	z, err := s.decompress()
+	switch {
+	case err != nil:
 		return err
-	}
-	z, err := decompressOther(s.r, s.head)
-	if err != nil {
-		return err
-	}
-	if z == nil {
-		if !isTarBlock(s.head) {
-			return ErrNoArchive
-		}
-		err := s.keep()
-		s.plain = s.rest
-		return err
-	}
-	s.unzip = z
-	return s.recompress(z)
-}
-
-// keep spools what is read, unless it can be read again.
-func (s *archiveSource) keep() (err error) {
-	s.rest = s.r
-	if s.again != nil {
+	case z != nil:
+		s.plain, s.unzip = z, z
+	case !isTarBlock(s.head):
+		return ErrNoArchive
+	case s.again != nil:
+		s.plain = s.r
 		return nil
+	default:
+		s.plain = s.r
 	}
 	if s.spool, err = s.st.Create(); err == nil {
-		s.rest = io.TeeReader(s.r, s.spool)
+		s.plain = io.TeeReader(s.plain, s.spool)
 	}
 	return err
 }
 
-// recompress spools the tar in a form that can be read from the middle, which
-// the one it came in cannot.
-func (s *archiveSource) recompress(z io.Reader) (err error) {
-	if s.spool, err = s.st.Create(); err != nil {
-		return err
+// decompress returns nil if the archive is not compressed.
+func (s *archiveSource) decompress() (io.ReadCloser, error) {
+	if !isGzip(s.head) {
+		return decompressOther(s.r, s.head)
 	}
-	s.zipped = bufio.NewWriterSize(s.spool, 256<<10)
-	s.zip = gz.NewWriter(s.zipped, gz.WriterOptions{Level: 1, Workers: runtime.GOMAXPROCS(0)})
-	s.rest = s.r
-	s.plain = io.TeeReader(z, s.zip)
-	return nil
-}
-
-// finish reads what follows the tar and completes the spool.
-func (s *archiveSource) finish() error {
-	if _, err := io.Copy(io.Discard, s.rest); err != nil {
-		return err
+	z, err := gz.NewReader(s.r, gz.ReaderOptions{})
+	if err != nil {
+		return nil, err
 	}
-	if s.zip == nil {
-		return nil
-	}
-	err := s.zip.Close()
-	if err == nil {
-		err = s.zipped.Flush()
-	}
-	if err == nil {
-		for _, p := range s.zip.Checkpoints() {
-			s.restarts.add(p)
-		}
-	}
-	s.zip = nil
-	return err
+	return io.NopCloser(z), nil
 }
 
 // source returns where the bytes can be read again.
@@ -297,9 +250,6 @@ func (s *archiveSource) source() Source {
 
 // end stops what a failure has left.
 func (s *archiveSource) end() {
-	if s.zip != nil {
-		_ = s.zip.Close() // ends its goroutines
-	}
 	if s.unzip != nil {
 		_ = s.unzip.Close()
 	}

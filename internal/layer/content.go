@@ -72,7 +72,7 @@ func (l *Layer) takeCursor(ctx context.Context, off int64) (*cursor, error) {
 	l.mu.Lock()
 	best := -1
 	for i, c := range l.idle {
-		if c.pos <= off && off-c.pos <= maxSkip && (best < 0 || c.pos > l.idle[best].pos) {
+		if l.desc.Digest != "" && c.pos <= off && off-c.pos <= maxSkip && (best < 0 || c.pos > l.idle[best].pos) {
 			best = i
 		}
 	}
@@ -91,6 +91,10 @@ func (l *Layer) takeCursor(ctx context.Context, off int64) (*cursor, error) {
 }
 
 func (l *Layer) newCursor(ctx context.Context, x *index, off int64) (*cursor, error) {
+	if l.desc.Digest == "" { // an archive, which is not compressed
+		blob, err := l.src.Open(ctx, off)
+		return &cursor{r: blob, blob: blob, pos: off}, err
+	}
 	i := sort.Search(len(x.points), func(i int) bool { return x.points[i].Out > off }) - 1
 	if i < 0 || x.points[i].Out == 0 {
 		blob, err := l.openAt(ctx, 0)
