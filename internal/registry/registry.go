@@ -66,6 +66,9 @@ type Options struct {
 	Mirrors map[string]Places
 	// Note, if set, is told in a line which mirror was passed over and why.
 	Note func(text string)
+	// Kept, if set, has manifests and configs of images that were resolved
+	// before, and is given those of images that are.
+	Kept Kept
 	// Keychain knows credentials; nil means none. Where it returns a
 	// *keychain.Credential, errors tell which account was used. It is told to
 	// Forget what was refused, if it can.
@@ -108,6 +111,8 @@ type Client struct {
 	endpoints group[*endpoint]
 	creds     group[*resolved]
 	images    group[*Image]
+	roots     group[*root]
+	configs   group[[]byte]
 	uploads   group[PushResult]
 
 	places map[string][]*place // nil in a list is the registry itself

@@ -42,7 +42,7 @@ const maxIndexDepth = 4
 
 // Resolve finds the image that ref means for platform (nil is this machine's)
 // and gets its manifest and config, verified. It asks the registry once for
-// each reference and platform. An index leads to the manifest that
+// each reference, and of images it has Kept, for their tags only. An index leads to the manifest that
 // containerd would choose; a reference to a single manifest is taken whatever
 // its platform, as BuildKit does. Mirrors are asked first.
 func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform *ocispecs.Platform) (*Image, error) {
@@ -58,7 +58,11 @@ func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform *ocis
 		if err != nil {
 			return nil, a.fail("", err)
 		}
-		img.Account, img.Origin = a.served.account(), a.repo
+		img.Origin = a.repo
+		if a.served == nil {
+			return img, nil // nobody was asked
+		}
+		img.Account = a.served.account()
 		if p := a.served.place; p != nil && p.Path == "" {
 			img.Origin = a.served.repo
 		}
@@ -67,7 +71,7 @@ func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform *ocis
 }
 
 func (a *access) resolve(ctx context.Context, ref name.Reference, p ocispecs.Platform) (*Image, error) {
-	m, err := a.manifest(ctx, ref.Identifier())
+	m, err := a.manifestFor(ctx, ref.Identifier())
 	if err != nil {
 		return nil, err
 	}
@@ -97,13 +101,13 @@ func (a *access) resolve(ctx context.Context, ref name.Reference, p ocispecs.Pla
 	if img.Manifest, err = parseManifest(m.Raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.Digest, err)
 	}
-	img.Config, err = a.smallBlob(ctx, img.Manifest.Config)
+	img.Config, err = a.config(ctx, img.Manifest.Config)
 	return img, err
 }
 
 // child gets a manifest that an index lists, and holds it to its descriptor.
 func (a *access) child(ctx context.Context, d ocispecs.Descriptor) (*Manifest, error) {
-	m, err := a.manifest(ctx, d.Digest.String())
+	m, err := a.manifestFor(ctx, d.Digest.String())
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +130,7 @@ func (a *access) checkPlatform(ctx context.Context, d ocispecs.Descriptor, m *Ma
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.Digest, err)
 	}
-	config, err := a.smallBlob(ctx, man.Config)
+	config, err := a.config(ctx, man.Config)
 	if err != nil {
 		return err
 	}
