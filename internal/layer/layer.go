@@ -88,8 +88,19 @@ func (l *Layer) name() string {
 
 // Local tells whether the blob is on this disk already.
 func (l *Layer) Local() bool {
+	if k, ok := l.src.(Keeper); ok && k.Holds() {
+		return true
+	}
 	_, ok := l.st.Has(store.Blobs, l.desc.Digest)
 	return ok
+}
+
+// keeps tells whether the blob is on this disk once it was read.
+func (l *Layer) keeps() bool {
+	if k, ok := l.src.(Keeper); ok && k.WillHold() {
+		return true
+	}
+	return l.Local()
 }
 
 // IsForeign tells whether the layer came with an image instead of being made

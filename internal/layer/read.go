@@ -184,7 +184,7 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	defer blob.Close()
 	var in io.Reader = blob
 	var spoolTo *store.Writer
-	if spool && !l.Local() {
+	if spool && !l.keeps() {
 		if spoolTo, err = l.st.Create(); err != nil {
 			return nil, err
 		}

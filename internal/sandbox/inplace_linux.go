@@ -37,6 +37,9 @@ type InPlaceOptions struct {
 	// Ignored tells volumes that commands may write to: what is there is in no
 	// image anyway. It may be nil.
 	Ignored func(path string) bool
+	// Own are directories on volumes that the build itself writes to: what changes
+	// there was not the command's doing.
+	Own []string
 	// Outside is told where the container's own files are.
 	Outside *Outside
 	// Clamp is the latest time that files get in layers; nil for none.

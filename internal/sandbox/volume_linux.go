@@ -229,6 +229,11 @@ func (s *InPlace) volumeRecord(ctx context.Context, m, aside string) (*record, e
 			masked[strings.TrimPrefix(other, m+"/")] = true
 		}
 	}
+	for _, own := range s.opt.Own {
+		if p := tree.Clean(own); p != m && tree.Within(p, m) {
+			masked[strings.TrimPrefix(p, m+"/")] = true
+		}
+	}
 	return takeRecord(ctx, fd, masked)
 }
 
