@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"hako": main, "executor": main,
+		"hako": main, "executor": main, "warmer": main,
 		"docker-credential-gcr": main, "docker-credential-ecr-login": main, "docker-credential-acr-env": main,
 	})
 }
@@ -36,7 +36,7 @@ func TestScripts(t *testing.T) {
 		Cmds:                commands(),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir)
-			srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+			srv := httptest.NewServer(recorded(env, registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
 			env.Defer(srv.Close)
 			env.Setenv("REGISTRY", strings.TrimPrefix(srv.URL, "http://"))
 			startClouds(env)
@@ -53,5 +53,6 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	all := pushCommands()
 	// try runs a program that may fail, which depends on the place.
 	all["try"] = func(ts *testscript.TestScript, _ bool, args []string) { _ = ts.Exec(args[0], args[1:]...) }
+	all["requests"], all["pinned"] = requests, pinned
 	return all
 }

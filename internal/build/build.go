@@ -87,6 +87,7 @@ func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink pr
 	if _, wrong := errors.AsType[*sandbox.MismatchError](err); wrong && b.cache != nil {
 		b.cache.Revoke()
 	}
+	b.images.keepIndexes(ctx)
 	cerr := b.close()
 	if err == nil && cerr != nil {
 		err = cerr
@@ -117,6 +118,7 @@ type build struct {
 	store    *store.Store
 	endStore func() error
 	images   *images
+	depot    *store.Depot // of base images; nil: none
 	git      *source.GitClient
 	contexts *contexts
 	vault    *vault
@@ -161,7 +163,8 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 	if b.keys, err = openKeychain(opt, b.network, outside); err != nil {
 		return nil, err
 	}
-	client, err := openRegistry(opt, b.network, b.keys, b.meter.down, b.meter.up)
+	b.depot = b.openDepot()
+	client, err := newRegistry(opt, b.network, b.keys, b.meter.down, b.meter.up, keepIn(b.depot))
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +175,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 	if b.contexts, err = openContexts(ctx, opt, f); err != nil {
 		return nil, err
 	}
-	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts}
+	b.images = &images{client: client, store: b.store, layouts: b.contexts.layouts, depot: b.depot}
 	if b.outputs, err = openOutputs(ctx, opt, client, sink); err != nil {
 		return nil, err
 	}
@@ -181,7 +184,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 		return nil, err
 	}
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
-	b.room.outside = outside
+	b.room.outside, b.room.own = outside, depotPaths(b.depot)
 	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
 	b.wire(ctx)
 	return b, nil
@@ -385,6 +388,9 @@ func (b *build) close() error {
 	}
 	if b.contexts != nil {
 		errs = append(errs, b.contexts.close())
+	}
+	if b.depot != nil {
+		errs = append(errs, b.depot.Close())
 	}
 	if b.endStore != nil {
 		errs = append(errs, b.endStore())

@@ -285,7 +285,7 @@ func (im *images) inRegistry(origin string, id image.DiffID, desc ocispecs.Descr
 	if ok {
 		l := layer.New(im.store, id, at.Descriptor, at)
 		l.Origin = at.Origin()
-		return im.shared(l), nil
+		return im.pulled(l), nil
 	}
 	repo, err := name.NewRepository(origin)
 	if err != nil {
@@ -293,7 +293,7 @@ func (im *images) inRegistry(origin string, id image.DiffID, desc ocispecs.Descr
 	}
 	l := layer.New(im.store, id, desc, registry.BlobSource{Client: im.client, Repo: repo, Descriptor: desc})
 	l.Origin = origin
-	return im.shared(l), nil
+	return im.pulled(l), nil
 }
 
 // settle waits until a layer of this build that is being pushed is there, and

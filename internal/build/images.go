@@ -7,6 +7,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -25,6 +27,7 @@ type images struct {
 	client  *registry.Client
 	store   *store.Store
 	layouts map[string]*source.Layout // by the name of the store
+	depot   *store.Depot              // of base images; nil: none
 
 	mu     sync.Mutex
 	layers map[digest.Digest]*layer.Layer
@@ -102,9 +105,32 @@ func (im *images) Layers(ctx context.Context, ref string, platform *ocispecs.Pla
 		src := registry.BlobSource{Client: im.client, Repo: img.Repo, Descriptor: d, Mirrored: true}
 		l := layer.New(im.store, ids[i], d, src)
 		l.Origin = img.Origin.Name() // a mirror's layers can be mounted there
-		out[i] = im.shared(l)
+		out[i] = im.pulled(l)
 	}
 	return out, nil
+}
+
+// pulled returns the layer l of an image in a registry.
+func (im *images) pulled(l *layer.Layer) *layer.Layer {
+	if im.depot != nil {
+		l = layer.NewKept(l, im.depot)
+	}
+	return im.shared(l)
+}
+
+// keepIndexes stores the indexes of layers that this build has come to know.
+func (im *images) keepIndexes(ctx context.Context) {
+	if im.depot == nil {
+		return
+	}
+	im.mu.Lock()
+	layers := slices.Collect(maps.Values(im.layers))
+	im.mu.Unlock()
+	for _, l := range layers {
+		if ctx.Err() != nil || l.KeepIndex(ctx, im.depot) != nil {
+			return // the next build makes it again
+		}
+	}
 }
 
 // LayoutLayers implements ops.Images.

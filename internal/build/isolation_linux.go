@@ -26,6 +26,7 @@ type room struct {
 	contexts *contexts
 	network  *network
 	outside  *sandbox.Outside
+	own      []string   // directories that this build writes to
 	clamp    *time.Time // the latest time of files in layers; nil for none
 	logf     func(format string, args ...any)
 
@@ -219,7 +220,7 @@ func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
 	}
 	b, err := sandbox.NewInPlace(ctx, sandbox.InPlaceOptions{
 		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor,
-		Needs: r.needs, OnVolume: r.contexts.moved, Outside: r.outside, Clamp: r.clamp, Logf: r.logf, Ignored: ignored(r.opt.IgnorePaths),
+		Needs: r.needs, OnVolume: r.contexts.moved, Outside: r.outside, Own: r.own, Clamp: r.clamp, Logf: r.logf, Ignored: ignored(r.opt.IgnorePaths),
 	})
 	if r.err = err; err == nil {
 		r.box = b

@@ -24,6 +24,7 @@ type room struct {
 	contexts *contexts
 	network  *network
 	outside  *sandbox.Outside
+	own      []string
 	clamp    *time.Time
 	logf     func(format string, args ...any)
 	moved    bool

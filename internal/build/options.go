@@ -140,6 +140,9 @@ type Options struct {
 	// Cache is where results are kept between builds.
 	Cache CacheOptions
 
+	// Bases is where base images are kept between builds.
+	Bases BaseOptions
+
 	// WorkDir is where roots, blobs and indexes are kept; "" is the default.
 	WorkDir string
 	// Progress is the mode of the display: "auto", "tty", "plain", "rawjson",

@@ -49,6 +49,8 @@ type App struct {
 	Index func(ctx context.Context, opt build.IndexOptions) (*build.Index, error)
 	// Push sends an image that lies in a layout or an archive.
 	Push func(ctx context.Context, opt build.PushOptions, sink progress.Sink) ([]build.Pushed, error)
+	// Warm keeps base images for later builds.
+	Warm func(ctx context.Context, opt build.WarmOptions, sink progress.Sink) ([]build.Warmed, error)
 	// Diff compares two images and reports whether they are equal.
 	Diff func(ctx context.Context, opt DiffOptions) (equal bool, err error)
 	// Doctor finds out what this place allows.
@@ -79,9 +81,12 @@ func (a *App) Main(ctx context.Context, args []string) int {
 	name, rest := personality(args)
 	a.asExecutor = len(args) > 0 && filepath.Base(args[0]) == "executor"
 	var root *cobra.Command
-	if name == "executor" {
+	switch name {
+	case "executor":
 		root = a.executorCommand()
-	} else {
+	case "warmer":
+		root = a.warmCommand(true)
+	default:
 		root = a.rootCommand()
 	}
 	root.SetArgs(rest)
@@ -106,7 +111,7 @@ func personality(args []string) (name string, rest []string) {
 	name, rest = strings.TrimSuffix(filepath.Base(args[0]), ".exe"), args[1:]
 	if name != "executor" && len(rest) > 0 && rest[0] == "executor" {
 		name, rest = "executor", rest[1:]
-	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"auth", "build", "diff", "doctor", "index", "login", "plan", "push", "restore", "version"}, rest[0]) {
+	} else if name == "executor" && len(rest) > 0 && slices.Contains([]string{"auth", "build", "diff", "doctor", "index", "login", "plan", "push", "restore", "version", "warm"}, rest[0]) {
 		name = "hako"
 	}
 	if rest == nil {
@@ -138,7 +143,7 @@ Called as "executor" (or "hako executor") it takes the flags of kaniko's executo
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand(), a.authCommand(), a.loginCommand(), a.personalitiesCommand())
+	root.AddCommand(a.buildCommand(), a.planCommand(), a.pushCommand(), a.diffCommand(), a.doctorCommand(), a.indexCommand(), a.restoreCommand(), a.versionCommand(), a.authCommand(), a.loginCommand(), a.warmCommand(false), a.personalitiesCommand())
 	root.AddCommand(&cobra.Command{
 		Use:                "executor",
 		Short:              "Build as kaniko's executor does, with its flags",

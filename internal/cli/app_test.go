@@ -58,6 +58,7 @@ func TestOptions(t *testing.T) {
 		Isolation: "auto", NetworkMode: "default", Progress: "auto", Verbosity: "info",
 		Labels: map[string]string{}, BuildArgs: map[string]string{}, NamedContexts: map[string]string{},
 		Registry: build.Registry{Program: "hako/test", Certificates: map[string]string{}}, Cache: build.CacheOptions{TTL: 336 * time.Hour},
+		Bases: build.BaseOptions{Dir: "/cache"},
 	}
 	tests := []struct {
 		name string

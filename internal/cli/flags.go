@@ -237,7 +237,7 @@ func knownFlags() []*knownFlag {
 		"rm", "force-rm",
 	}
 	harmless := []string{
-		"snapshot-mode", "cache-dir",
+		"snapshot-mode",
 	}
 	table := []*knownFlag{
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},

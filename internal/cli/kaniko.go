@@ -40,16 +40,8 @@ func (v *kanikoValues) addKanikoFlags(f *pflag.FlagSet) {
 
 // setKaniko turns these flags into options.
 func (v *kanikoValues) setKaniko(opt *build.Options) error {
-	if err := oneOf("log-format", v.logFormat, "color", "text", "json"); err != nil {
+	if err := v.setLog(opt); err != nil {
 		return err
-	}
-	if v.logFormat != "color" || v.logTimestamp {
-		if opt.Progress == "tty" || opt.Progress == "rawjson" {
-			return usageErrorf("--progress=%s has a form of its own: leave out --log-format and --log-timestamp", opt.Progress)
-		}
-		if opt.Progress == "auto" {
-			opt.Progress = "plain"
-		}
 	}
 	if err := oneOf("image-format", v.imageFormat, "", "oci", "docker"); err != nil {
 		return err
@@ -71,6 +63,22 @@ func (v *kanikoValues) setKaniko(opt *build.Options) error {
 	}
 	opt.SingleSnapshot, opt.IgnorePaths, opt.ImageIDFile = v.singleSnapshot, v.ignorePaths, v.iidFile
 	opt.BuilderOutput, opt.BenchmarkFile = v.builderOutput, v.benchmarkFile
+	return nil
+}
+
+// setLog reads how progress is shown.
+func (v *kanikoValues) setLog(opt *build.Options) error {
+	if err := oneOf("log-format", v.logFormat, "color", "text", "json"); err != nil {
+		return err
+	}
+	if v.logFormat != "color" || v.logTimestamp {
+		if opt.Progress == "tty" || opt.Progress == "rawjson" {
+			return usageErrorf("--progress=%s has a form of its own: leave out --log-format and --log-timestamp", opt.Progress)
+		}
+		if opt.Progress == "auto" {
+			opt.Progress = "plain"
+		}
+	}
 	return nil
 }
 

@@ -41,6 +41,8 @@ type buildValues struct {
 	contextValues
 	registryValues
 	cacheValues
+	baseValues
+	flags *pflag.FlagSet
 }
 
 type registryValues struct {
@@ -56,6 +58,7 @@ type registryValues struct {
 // addFlags defines all flags of a build and returns those without an effect.
 func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	f := cmd.Flags()
+	v.flags = f
 	f.SetNormalizeFunc(canonicalName)
 	f.SortFlags = true
 	v.addSourceFlags(f)
@@ -64,6 +67,7 @@ func (v *buildValues) addFlags(cmd *cobra.Command) []*knownFlag {
 	v.addPlaceFlags(f)
 	v.addRegistryFlags(f)
 	v.addCacheFlags(f)
+	v.addBaseFlags(f)
 	v.addPushFlags(f)
 	v.addMirrorFlags(f)
 	f.BoolVar(&v.skipPushCheck, "skip-push-permission-check", false, "do not test the permission to push before building")
@@ -243,6 +247,9 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 		}
 	}
 	if err := v.setCache(&opt); err != nil {
+		return opt, err
+	}
+	if opt.Bases, err = v.bases(v.flags.Changed("cache-dir")); err != nil {
 		return opt, err
 	}
 	return opt, v.setKaniko(&opt)

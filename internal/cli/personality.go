@@ -16,7 +16,7 @@ import (
 // personalities are the names of files under which the program is another one,
 // with what they are called in kaniko's image.
 func personalities() []string {
-	names := []string{"executor"}
+	names := []string{"executor", "warmer"}
 	for _, helper := range slices.Sorted(maps.Keys(keychain.HelperNames())) {
 		names = append(names, "docker-credential-"+helper)
 	}

@@ -34,6 +34,7 @@ func Main(ctx context.Context, version string, args []string, supervisor *sandbo
 		},
 		Index:   build.CreateIndex,
 		Push:    build.Push,
+		Warm:    build.Warm,
 		Doctor:  build.Diagnose,
 		Restore: func(_ context.Context, opt build.Options) error { return build.Restore(opt) },
 	}
