@@ -82,8 +82,8 @@ func (w *world) opensNothing(t *testing.T, bctx string, readOnly bool, args ...s
 	front := w.password(t, "user", "secret")
 	home := w.files(t, map[string]string{"secret": "not to be seen", ".docker/config.json": `{"auths":{"` + front + `":{"username":"user","password":"secret"}}}`})
 	s, out := w.spec(t, w.scratch(t), bctx, readOnly, "--destination="+front+"/result:2", "--insecure-registry="+front,
-		"--secret=id=s,src=/outside/secret", "--ssh=default=/agent.sock", "--tar-path=/result/image.tar", "--digest-file=/result/digest", "--metadata-file=/result/meta.json")
-	s.Mounts = append(s.Mounts, rig.Mount{Source: home, Target: "/outside", ReadOnly: true}, rig.Mount{Source: filepath.Join(w.Dir, "agent.sock"), Target: "/agent.sock"})
+		"--secret=id=s,src=/outside/secret", "--ssh=default=/agent.sock", "--tar-path=/result/image.tar", "--cache-dir=/bases", "--digest-file=/result/digest", "--metadata-file=/result/meta.json")
+	s.Mounts = append(s.Mounts, rig.Mount{Source: home, Target: "/outside", ReadOnly: true}, rig.Mount{Source: filepath.Join(w.Dir, "agent.sock"), Target: "/agent.sock"}, rig.Mount{Source: t.TempDir(), Target: "/bases"})
 	s.Env = append(s.Env, "HOME=/outside")
 	s.Command = append(s.Command, args...)
 	id, before := w.create(t, s)
