@@ -125,8 +125,10 @@ type build struct {
 	room     *room
 	outputs  *outputs
 	cache    *buildCache // nil: none
-	interp   *ops.Interpreter
-	solver   *solver.Solver
+	// cacheDirs are paths that it writes to.
+	cacheDirs []string
+	interp    *ops.Interpreter
+	solver    *solver.Solver
 }
 
 // open reads and opens whatever the build needs from outside. Nothing is opened
@@ -184,7 +186,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 		return nil, err
 	}
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)
-	b.room.outside, b.room.own = outside, depotPaths(b.depot)
+	b.room.outside, b.room.own = outside, append(depotPaths(b.depot), b.cacheDirs...)
 	b.room.clamp, b.outputs.verified = b.clamp(), b.room.verified
 	b.wire(ctx)
 	return b, nil

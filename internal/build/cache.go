@@ -171,6 +171,7 @@ func (b *build) cachePlaces(client *registry.Client) (from, to []cache.Backend, 
 		}
 		place, err := openCachePlace(client, p, write)
 		opened[p] = place
+		b.ownCache(p)
 		return place, err
 	}
 	if o.Enabled {
@@ -218,6 +219,7 @@ func (b *build) mainCache(client *registry.Client, opened map[CachePlace]cache.B
 			return nil, fmt.Errorf("--cache-repo %s: it is not there, and --no-push-cache makes none", o.Repo)
 		}
 		opened[p] = place
+		b.ownCache(p)
 		return place, err
 	}
 	tags := b.outputs.tags()
@@ -238,6 +240,17 @@ func (b *build) mainCache(client *registry.Client, opened map[CachePlace]cache.B
 		return nil, fmt.Errorf("--cache: %s/cache is no repository: add --cache-repo: %w", repo.Name(), err)
 	}
 	return cache.InRegistry(cache.Repository{Client: client, Repo: nested, Else: &repo}), nil
+}
+
+// ownCache notes what this build writes to in a directory while commands run.
+func (b *build) ownCache(p CachePlace) {
+	dir, err := filepath.Abs(p.Dir)
+	if p.Dir == "" || err != nil {
+		return
+	}
+	for _, name := range cache.DirectoryNames() {
+		b.cacheDirs = append(b.cacheDirs, filepath.Join(dir, name))
+	}
 }
 
 // ParseCachePlace reads what --cache-repo names: oci:DIR or a path is a

@@ -63,7 +63,11 @@ func (b *build) failed(err, closing error) error {
 	}
 	if b.cache != nil {
 		if n, place := b.cache.Kept(); n > 0 {
-			e.Kept = append(e.Kept, fmt.Sprintf("the results of %d steps are in the cache %s: the next build goes on from there", n, place))
+			steps := "steps"
+			if n == 1 {
+				steps = "step"
+			}
+			e.Kept = append(e.Kept, fmt.Sprintf("the results of %d %s are in the cache %s: the next build goes on from there", n, steps, place))
 		}
 	}
 	if b.outputs != nil {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,11 +48,24 @@ func InDirectory(path string, create bool) (Backend, error) {
 	return &dirBackend{path: path, root: root}, nil
 }
 
+const (
+	blobsDir  = "blobs"
+	lockFile  = ".lock"
+	tmpPrefix = ".tmp-"
+)
+
+// DirectoryNames are the names in a directory that a cache in it writes to.
+func DirectoryNames() []string {
+	return []string{blobsDir, lockFile, ocispecs.ImageIndexFile, ocispecs.ImageLayoutFile}
+}
+
 func (b *dirBackend) Name() string   { return b.path }
 func (b *dirBackend) Origin() string { return "" }
 func (b *dirBackend) Close() error   { return b.root.Close() }
 
-func blobPath(d digest.Digest) string { return path.Join("blobs", d.Algorithm().String(), d.Encoded()) }
+func blobPath(d digest.Digest) string {
+	return path.Join(blobsDir, d.Algorithm().String(), d.Encoded())
+}
 
 // index reads the layout's index; a missing one is empty.
 func (b *dirBackend) index() (ocispecs.Index, error) {
@@ -179,7 +193,13 @@ func (b *dirBackend) sweep(x ocispecs.Index) {
 			needed[k.Digest.Encoded()] = true
 		}
 	}
-	dir, err := b.root.Open("blobs/sha256")
+	b.sweepDir(path.Join(blobsDir, "sha256"), func(name string) bool { return !needed[name] })
+	b.sweepDir(blobsDir, func(name string) bool { return strings.HasPrefix(name, tmpPrefix) })
+}
+
+// sweepDir removes old files of a directory.
+func (b *dirBackend) sweepDir(name string, isGarbage func(name string) bool) {
+	dir, err := b.root.Open(name)
 	if err != nil {
 		return
 	}
@@ -190,8 +210,8 @@ func (b *dirBackend) sweep(x ocispecs.Index) {
 	}
 	for _, e := range entries {
 		fi, err := e.Info()
-		if err == nil && !needed[e.Name()] && time.Since(fi.ModTime()) > keepFor {
-			_ = b.root.Remove(path.Join("blobs/sha256", e.Name()))
+		if err == nil && isGarbage(e.Name()) && time.Since(fi.ModTime()) > keepFor {
+			_ = b.root.Remove(path.Join(name, e.Name()))
 		}
 	}
 }
@@ -208,7 +228,10 @@ func (b *dirBackend) create(name string, fill func(io.Writer) error) error {
 	if err := b.root.MkdirAll(path.Dir(name), 0o777); err != nil {
 		return err
 	}
-	tmp := path.Join(path.Dir(name), ".tmp-"+rand.Text())
+	if err := b.root.MkdirAll(blobsDir, 0o777); err != nil {
+		return err
+	}
+	tmp := path.Join(blobsDir, tmpPrefix+rand.Text())
 	f, err := b.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 // lock keeps others from writing the layout's index, for as long as the lock is
 // held. A file system that has no locks does without.
 func (b *dirBackend) lock() (unlock func(), err error) {
-	f, err := b.root.OpenFile(".lock", os.O_RDWR|os.O_CREATE, 0o666)
+	f, err := b.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
 		return nil, err
 	}

@@ -267,11 +267,20 @@ func (e *VolumeError) Error() string {
 // firstDifference returns a path that differs between two records.
 func firstDifference(path string, a, b *dirRecord) (string, bool) {
 	for i, j := 0, 0; i < len(a.nodes) || j < len(b.nodes); {
+		// What is masked may come and go.
 		switch {
 		case j == len(b.nodes) || i < len(a.nodes) && a.nodes[i].name < b.nodes[j].name:
-			return tree.Join(path, a.nodes[i].name), true
+			if !a.nodes[i].masked {
+				return tree.Join(path, a.nodes[i].name), true
+			}
+			i++
+			continue
 		case i == len(a.nodes) || a.nodes[i].name > b.nodes[j].name:
-			return tree.Join(path, b.nodes[j].name), true
+			if !b.nodes[j].masked {
+				return tree.Join(path, b.nodes[j].name), true
+			}
+			j++
+			continue
 		}
 		x, y := &a.nodes[i], &b.nodes[j]
 		p := tree.Join(path, x.name)
