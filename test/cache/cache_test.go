@@ -191,6 +191,11 @@ func TestDefectsOfKaniko(t *testing.T) {
 			[]string{"2"},
 		},
 		{
+			"a file gets another name in the same place", map[string]string{"Dockerfile": "FROM scratch\nCOPY d /d\n", "d/a": "x", "d/b": "y"},
+			change{files: map[string]string{"d/a": "", "d/aa": "x"}},
+			[]string{"2"},
+		},
+		{
 			"two files change places", map[string]string{"Dockerfile": "FROM scratch\nCOPY d /d\n", "d/a": "x", "d/b": "y"},
 			change{files: map[string]string{"d/a": "y", "d/b": "x"}},
 			[]string{"2"},
