@@ -46,7 +46,7 @@ func TestRoundTrips(t *testing.T) {
 	var lookups, pushes []trip
 	w.reg.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
 		began := time.Now()
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(800 * time.Millisecond)
 		mu.Lock()
 		defer mu.Unlock()
 		one := trip{r.Method + " " + r.URL.Path, began, time.Now()}
