@@ -238,7 +238,8 @@ func (d *document) add(r record, layers []docLayer, key []byte) {
 	for _, o := range d.Records {
 		common := slices.ContainsFunc(o.Keys, func(k string) bool { return slices.Contains(r.Keys, k) })
 		switch {
-		case !common:
+		case !common, o.Step != r.Step && slices.Equal(o.Layers, r.Layers):
+			// Two steps that make the same are two records: each explains its own misses.
 			keep = append(keep, o)
 			continue
 		case slices.Equal(o.Layers, r.Layers):

@@ -210,6 +210,22 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestTwoStepsOneResult: a step that makes what another one makes does not take
+// its place.
+func TestTwoStepsOneResult(t *testing.T) {
+	t.Parallel()
+	d := &document{Version: version}
+	other := aRecord(2, "def2", "con")
+	other.Step = "Dockerfile final 1"
+	d.add(aRecord(1, "def", "con"), []docLayer{aLayer("one")}, nil)
+	d.add(other, []docLayer{aLayer("one")}, nil)
+	again := &document{Version: version}
+	again.merge(parsed(t, packed(t, d), nil), nil)
+	if len(again.Records) != 2 || again.find("def") == nil || again.find("def2") == nil {
+		t.Errorf("%+v", again.Records)
+	}
+}
+
 func TestDrop(t *testing.T) {
 	t.Parallel()
 	d, wrong := &document{Version: version}, &document{Version: version}
