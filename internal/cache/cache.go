@@ -48,7 +48,7 @@ type Backend interface {
 	Update(ctx context.Context, tag string, change func(old []byte) (doc []byte, blobs []ocispecs.Descriptor, err error)) error
 	// Put stores a blob; origin is a repository that may have it, or "".
 	Put(ctx context.Context, desc ocispecs.Descriptor, open func(ctx context.Context, offset int64) (io.ReadCloser, error), origin string) error
-	// Blob opens a blob. From the start on its bytes are verified by the reader.
+	// Blob opens a blob. Its bytes are for the reader to verify.
 	Blob(desc ocispecs.Descriptor) layer.Source
 	// Origin is "registry/repository" where blobs can be mounted from, or "".
 	Origin() string

@@ -176,6 +176,7 @@ func (w *world) command(ctx context.Context, dir string, args ...string) *exec.C
 	return cmd
 }
 
+// run builds dir and reads what the build said.
 func (w *world) run(dir string, args ...string) built {
 	w.t.Helper()
 	cmd := w.command(w.t.Context(), dir, args...)
