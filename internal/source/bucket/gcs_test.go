@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -24,15 +23,7 @@ func TestGCS(t *testing.T) {
 	write(t, filepath.Join(dir, "bkt", "context.tar.gz"), data)
 	write(t, filepath.Join(dir, "bkt", "dir/a b+c.tgz"), data)
 	write(t, filepath.Join(dir, "bkt", "cut"), data[:40])
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_, port, _ := net.SplitHostPort(address)
-	if err := l.Close(); err != nil { // for the server to take
-		t.Fatal(err)
-	}
+	address, port := freeAddress(t)
 	start(t, "fake-gcs-server", "tcp", address, nil, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory", "-data", dir, "-log-level", "error")
 	t.Setenv("STORAGE_EMULATOR_HOST", address)
 	for _, w := range []want{

@@ -138,6 +138,21 @@ func stand(t *testing.T, h http.HandlerFunc) *http.Client {
 	return only("tcp", s.Listener.Addr().String())
 }
 
+// freeAddress returns an address for a server to take.
+func freeAddress(t *testing.T) (address, port string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = l.Addr().String()
+	_, port, _ = net.SplitHostPort(address)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return address, port
+}
+
 // start runs a server that hack/tools has built and waits until it answers.
 func start(t *testing.T, name, network, address string, env []string, args ...string) {
 	t.Helper()
