@@ -24,7 +24,7 @@ import (
 // The container's own tree is where outside says; nil stands for /.
 func openKeychain(opt *Options, n *network, outside *sandbox.Outside) (*keychain.Chain, error) {
 	k := newKeychainOpener(opt, n, outside)
-	for _, open := range []func() error{k.authConfig, k.dockerConfig, k.podman} {
+	for _, open := range []func() error{k.azureConfig, k.authConfig, k.dockerConfig, k.podman} {
 		if err := open(); err != nil {
 			return nil, errors.Join(err, k.close())
 		}
@@ -41,6 +41,7 @@ type keychainOpener struct {
 	sources []keychain.Source
 	absent  []string
 	open    []*tokenFile
+	azure   *keychain.AzureConfig      // of --azure-container-registry-config
 	made    map[string]keychain.Source // built-in ones
 }
 
@@ -83,6 +84,26 @@ func (k *keychainOpener) add(b []byte, source string) error {
 	d.Helper, d.BuiltIn = k.helpers.run, func(name string) keychain.Source { return stand[name] }
 	k.sources = append(k.sources, d)
 	return nil
+}
+
+// azureConfig reads the file that names the identity for Azure's registries.
+func (k *keychainOpener) azureConfig() error {
+	path := k.opt.Registry.AzureConfig
+	if path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	if isAbsent(err) {
+		return &keychain.ConfigError{
+			Err:    fmt.Errorf("read --azure-container-registry-config=%s: there is no such file", path),
+			Remedy: "mount it there; or leave the flag out and set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET",
+		}
+	}
+	if err != nil {
+		return unreadable(err)
+	}
+	k.azure, err = keychain.ParseAzureConfig(path, b)
+	return err
 }
 
 // authConfig takes the config that GitLab's runners hand to jobs. Docker too
@@ -221,7 +242,7 @@ func (k *keychainOpener) source(name string) keychain.Source {
 	case "ecr":
 		s = keychain.NewECR(cloud)
 	case "acr":
-		s = keychain.NewACR(cloud)
+		s = keychain.NewACR(cloud, k.azure)
 	case "gitlab":
 		s = keychain.NewGitLab(env)
 	case "github":

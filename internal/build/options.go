@@ -330,6 +330,9 @@ type Registry struct {
 	// CredentialHelpers are the built-in sources of credentials to ask, of
 	// keychain.BuiltIn; nil means all.
 	CredentialHelpers []string
+	// AzureConfig is a file of Kubernetes' Azure provider that names the identity
+	// for Azure's registries; "" leaves it to the environment.
+	AzureConfig string
 	// StreamRetry is the same for a layer's stream that does not get on.
 	StreamRetry int
 	// IgnoreImmutable lets a build succeed whose tag may not be set again.

@@ -216,4 +216,5 @@ func readLine(r io.Reader, limit int64) (string, error) {
 
 func (v *registryValues) addCredentialFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&v.credentialHelpers, "credential-helpers", nil, "built-in `SOURCE` of credentials to ask: env, google, ecr, acr, gitlab or github; \"\" asks none (repeatable; default all)")
+	f.StringVar(&v.azureConfig, "azure-container-registry-config", "", "sign in to Azure's registries as the identity in `FILE`, an azure.json of Kubernetes")
 }

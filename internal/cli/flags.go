@@ -241,7 +241,6 @@ func knownFlags() []*knownFlag {
 	}
 	table := []*knownFlag{
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
-		{name: "azure-container-registry-config", refuse: notYet},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},
 		{name: "attest", refuse: notYet},
 		{name: "provenance", refuse: notYet, neutral: []string{"false"}},

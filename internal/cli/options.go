@@ -49,6 +49,7 @@ type registryValues struct {
 	insecure, insecurePull, skipTLS, skipTLSPull, skipPushCheck bool
 	insecureRegistries, skipTLSRegistries, certificates         []string
 	credentialHelpers                                           []string
+	azureConfig                                                 string
 	clientCerts, mirrors, maps, hostsDirs                       []string
 	noFallback, ignoreImmutable                                 bool
 	streamRetry                                                 int
@@ -176,6 +177,7 @@ func (v *registryValues) registry() (build.Registry, error) {
 	}
 	return build.Registry{
 		CredentialHelpers:       helpers,
+		AzureConfig:             v.azureConfig,
 		ClientCertificates:      clients,
 		Mirrors:                 mirrors,
 		NoFallback:              v.noFallback,

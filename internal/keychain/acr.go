@@ -33,15 +33,20 @@ const (
 // NewACR returns the source for Azure's registries. It finds an identity in the
 // order of Azure's libraries: a client secret, a federated token (workload
 // identity), a managed identity; and exchanges its token for one of the
-// registry's.
-func NewACR(c Cloud) Source {
-	a := &acr{c: c, federated: c.openEnv("AZURE_FEDERATED_TOKEN_FILE")}
+// registry's. A file, which may be nil, names the identity instead.
+func NewACR(c Cloud, file *AzureConfig) Source {
+	secret := "AZURE_CLIENT_SECRET"
+	if file != nil {
+		c.Env, secret = file.over(c.Env), "aadClientSecret in "+file.path
+	}
+	a := &acr{c: c, federated: c.openEnv("AZURE_FEDERATED_TOKEN_FILE"), secret: secret}
 	return &cloud{name: "ACR", mine: acrHost.MatchString, fetch: a.fetch, now: c.Now}
 }
 
 type acr struct {
 	c         Cloud
 	federated *tokenFile
+	secret    string // how the user named the client's secret
 }
 
 func (a *acr) fetch(ctx context.Context, host string) (*Credential, error) {
@@ -89,7 +94,7 @@ func (a *acr) entraToken(ctx context.Context, host string) (token, from string, 
 	switch {
 	case tenant != "" && client != "" && a.c.Env("AZURE_CLIENT_SECRET") != "":
 		form.Set("client_secret", a.c.Env("AZURE_CLIENT_SECRET"))
-		from = "AZURE_CLIENT_SECRET"
+		from = a.secret
 	case tenant != "" && client != "" && a.federated != nil:
 		b, err := a.federated.bytes()
 		if err != nil {

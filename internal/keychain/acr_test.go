@@ -4,6 +4,7 @@
 package keychain
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -66,6 +67,7 @@ func TestACR(t *testing.T) {
 	tests := []struct {
 		name  string
 		env   []string
+		file  string // an azure.json
 		hosts map[string]http.HandlerFunc
 		repo  string
 		want  string
@@ -84,6 +86,11 @@ func TestACR(t *testing.T) {
 		{name: "no rights", hosts: map[string]http.HandlerFunc{machine: managedStandIn("weak-token")}, want: failed + "with the managed identity: the registry answered 401 UNAUTHORIZED: authentication required, visit https://aka.ms/acr/authorization for more information.", asked: []string{machine, "registry.azurecr.io"}},
 		{name: "certificate", env: with("AZURE_CLIENT_CERTIFICATE_PATH", "/cert.pem"), want: failed + "AZURE_CLIENT_CERTIFICATE_PATH: hako does not sign in with a certificate"},
 		{name: "nothing", want: "[there is no identity of Azure's: AZURE_CLIENT_SECRET and AZURE_FEDERATED_TOKEN_FILE are not set, with AZURE_TENANT_ID and AZURE_CLIENT_ID, and there is no managed identity (ask the metadata service: no answer within 1s)]", asked: []string{machine}},
+
+		// The file's identity stands before that of the environment.
+		{name: "file", env: []string{"AZURE_CLIENT_ID", "other"}, file: `{"cloud":"AzurePublicCloud","tenantId":"tenant","aadClientId":"client","aadClientSecret":"s3cr3t","resourceGroup":"g"}`, want: refresh, asked: []string{entra, "registry.azurecr.io"}},
+		{name: "file with a wrong secret", file: `{"tenantId":"tenant","aadClientId":"client","aadClientSecret":"hunter2"}`, want: failed + "with aadClientSecret in azure.json of the client client: Microsoft Entra answered 401 invalid_client: AADSTS7000215: Invalid client secret provided.", asked: []string{entra}},
+		{name: "file of a machine", env: with("AZURE_CLIENT_SECRET", "s3cr3t"), file: `{"tenantId":"tenant","aadClientId":"msi","aadClientSecret":"msi","useManagedIdentityExtension":true}`, hosts: map[string]http.HandlerFunc{machine: managedStandIn("entra-token")}, want: refresh, asked: []string{machine, "registry.azurecr.io"}},
 
 		// To these kaniko's helper once sent its token.
 		{name: "look-alike", env: with("AZURE_CLIENT_SECRET", "s3cr3t"), repo: "registry.azurecr.io.evil.net/team/app", want: "[]"},
@@ -108,12 +115,36 @@ func TestACR(t *testing.T) {
 			if repo == "" {
 				repo = acrRepo
 			}
-			if got := find(t, NewACR(w.cloud()), repo); got != tt.want {
+			var file *AzureConfig
+			if tt.file != "" {
+				var err error
+				if file, err = ParseAzureConfig("azure.json", []byte(tt.file)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := find(t, NewACR(w.cloud(), file), repo); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 			if d := cmp.Diff(tt.asked, w.reset()); d != "" {
 				t.Error("hosts that were asked (-want +got): ", d)
 			}
 		})
+	}
+}
+
+// A file without an identity is refused, and its text is in no message.
+func TestAzureConfigBroken(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`tenantId: planted`:                  "read azure.json: it is not the JSON of an Azure provider's configuration",
+		`{"tenantId":7}`:                     "read azure.json: it is not the JSON of an Azure provider's configuration",
+		`{"tenantId":"t","aadClientId":"c"}`: "read azure.json: it names no identity",
+		`{"tenantId":"t","aadClientId":"c","aadClientCertPath":"/c.pfx"}`: "read azure.json: aadClientCertPath: hako does not sign in with a certificate",
+	} {
+		_, err := ParseAzureConfig("azure.json", []byte(text))
+		e, ok := errors.AsType[*ConfigError](err)
+		if !ok || e.Error() != want || e.Remedy == "" {
+			t.Errorf("%s: %v, want %s and a remedy", text, err, want)
+		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
@@ -76,6 +77,12 @@ func (w *world) contents(t *testing.T, ref string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return smallFiles(t, img)
+}
+
+// smallFiles returns the files of an image that are not large.
+func smallFiles(t *testing.T, img v1.Image) map[string]string {
+	t.Helper()
 	rc := mutate.Extract(img)
 	defer rc.Close()
 	files := map[string]string{}

@@ -109,17 +109,30 @@ func (p *Podman) close() error {
 // cmd is podman with the rig's storage and configuration and nothing of the
 // machine's.
 func (p *Podman) cmd(ctx context.Context, args ...string) *exec.Cmd {
-	global := []string{
+	cmd := exec.CommandContext(ctx, "podman", append(p.global(), args...)...)
+	cmd.Dir = p.dir // conmon writes a file there when memory runs out
+	cmd.Env = append(os.Environ(), p.env()...)
+	return cmd
+}
+
+func (p *Podman) global() []string {
+	return []string{
 		"--root", filepath.Join(p.dir, "root"), "--runroot", filepath.Join(p.dir, "run"),
 		"--tmpdir", filepath.Join(p.dir, "tmp"), "--storage-driver", "overlay", "--log-level", "error",
 	}
-	cmd := exec.CommandContext(ctx, "podman", append(global, args...)...)
-	cmd.Dir = p.dir // conmon writes a file there when memory runs out
-	cmd.Env = append(os.Environ(),
-		"CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"),
-		"CONTAINERS_STORAGE_CONF="+filepath.Join(p.dir, "storage.conf"),
-		"CONTAINERS_REGISTRIES_CONF="+filepath.Join(p.dir, "registries.conf"))
-	return cmd
+}
+
+func (p *Podman) env() []string {
+	return []string{
+		"CONTAINERS_CONF=" + filepath.Join(p.dir, "containers.conf"),
+		"CONTAINERS_STORAGE_CONF=" + filepath.Join(p.dir, "storage.conf"),
+		"CONTAINERS_REGISTRIES_CONF=" + filepath.Join(p.dir, "registries.conf"),
+	}
+}
+
+// rights are arguments that give a container an ordinary pod's rights.
+func (p *Podman) rights() []string {
+	return []string{"--network=host", "--cap-add=MKNOD,NET_RAW,AUDIT_WRITE", "--security-opt=seccomp=" + p.seccomp, "--pull=never", "--log-driver=none"}
 }
 
 func (p *Podman) do(ctx context.Context, args ...string) (string, error) {
@@ -175,10 +188,7 @@ func (p *Podman) image(ctx context.Context, repo string, base v1.Image, names []
 
 // Create makes a container, not yet started, and returns its id.
 func (p *Podman) Create(ctx context.Context, s PodSpec) (string, error) {
-	args := []string{
-		"create", "--network=host", "--cap-add=MKNOD,NET_RAW,AUDIT_WRITE", "--security-opt=seccomp=" + p.seccomp,
-		"--pull=never", "--log-driver=none",
-	}
+	args := append([]string{"create"}, p.rights()...)
 	if s.Memory != "" {
 		args = append(args, "--memory="+s.Memory, "--memory-swap="+s.Memory)
 	}

@@ -41,6 +41,7 @@ type Rig struct {
 	server   *httptest.Server
 	buildkit *buildkitd
 	socket   *sshSocket
+	servers  []*server
 
 	podmanOnce sync.Once
 	podman     *Podman
@@ -108,6 +109,9 @@ func (r *Rig) Close() error {
 	}
 	if r.podman != nil {
 		errs = append(errs, r.podman.close())
+	}
+	for _, s := range r.servers {
+		errs = append(errs, s.stop())
 	}
 	if r.socket != nil {
 		errs = append(errs, r.socket.Close())
