@@ -36,6 +36,9 @@ func (e *Error) Explain() string {
 			" try     again; if it stays so, push the image anew"
 	case errors.Is(e.Err, ErrNoPlatform):
 		return " try     another --platform, or a base image that is made for this one"
+	case e.Status == http.StatusRequestEntityTooLarge:
+		return fmt.Sprintf(" why     %s, or a proxy before it, takes no request of that size, and the layer not in pieces of 512 KiB either\n", e.Registry) +
+			" try     raise the limit: client_max_body_size in nginx, nginx.ingress.kubernetes.io/proxy-body-size at an Ingress"
 	case e.Status >= 500:
 		return " why     the registry could not answer, several times\n try     again later; --image-download-retry and --push-retry make hako try longer"
 	}

@@ -120,7 +120,8 @@ type Client struct {
 	mu      sync.Mutex
 	told    map[string]bool // what of mirrors was told
 	grants  map[string]*grant
-	secrets map[string]bool // what must not appear in errors
+	secrets map[string]bool  // what must not appear in errors
+	pieces  map[string]int64 // by registry: the most that a request may bring
 }
 
 // New returns a client.
@@ -158,7 +159,7 @@ func New(opt Options) (*Client, error) {
 	c := &Client{
 		opt: opt, pull: pull, push: push,
 		now: time.Now, sleep: sleep, told: map[string]bool{},
-		grants: map[string]*grant{}, secrets: map[string]bool{},
+		grants: map[string]*grant{}, secrets: map[string]bool{}, pieces: map[string]int64{},
 	}
 	c.addSecret(opt.Secrets...)
 	return c, c.openPlaces()

@@ -33,15 +33,23 @@ type upload struct {
 }
 
 // sendWhole uploads the blob in one request of known length, which all registries
-// take.
+// take; in pieces, if something on the way takes no request of that length.
 func (a *access) sendWhole(ctx context.Context, u *url.URL, up *upload) error {
 	up.begun, up.isSent = nil, true
 	if up.desc.Size >= minResume {
 		up.begun = u
 	}
-	resp, err := a.sendBlob(ctx, http.MethodPut, u, up, 0) //nolint:bodyclose // stored closes it
+	if most := a.piece(); most > 0 && up.desc.Size > most {
+		a.cancelUpload(ctx, u)
+		return a.sendPieces(ctx, up)
+	}
+	resp, err := a.sendBlob(ctx, http.MethodPut, u, up, 0, up.desc.Size)
 	if err != nil {
 		return err
+	}
+	if resp.StatusCode == http.StatusRequestEntityTooLarge && a.lowerPiece(up.desc.Size) {
+		discard(resp)
+		return a.sendPieces(ctx, up)
 	}
 	return a.stored("blob "+up.desc.Digest.String(), resp, up.desc.Digest)
 }
@@ -65,9 +73,7 @@ func (a *access) resume(ctx context.Context, up *upload) (isDone bool, err error
 		}
 	}
 	up.begun = nil // what is wrong now is wrong with what the registry has
-	resp, err := a.do(ctx, request{
-		method: http.MethodPut, url: u, query: url.Values{"digest": {up.desc.Digest.String()}}, body: emptyBody,
-	})
+	resp, err := a.finish(ctx, u, up.desc.Digest)
 	if err != nil {
 		return false, err
 	}
@@ -120,47 +126,66 @@ func uploadedBytes(s string) (n int64, ok bool) {
 	return n + 1, true
 }
 
-// sendRest sends what is missing and returns where the upload is ended; nil if
-// it has to start again.
+// sendRest sends what is missing, in pieces if that is what can be taken, and
+// returns where the upload is ended; nil if it has to start again.
 func (a *access) sendRest(ctx context.Context, u *url.URL, up *upload, offset int64) (*url.URL, error) {
-	resp, err := a.sendBlob(ctx, http.MethodPatch, u, up, offset)
-	if err != nil {
-		return nil, err
+	for offset < up.desc.Size {
+		n := up.desc.Size - offset
+		if most := a.piece(); most > 0 {
+			n = min(n, most)
+		}
+		resp, err := a.sendBlob(ctx, http.MethodPatch, u, up, offset, n)
+		switch {
+		case err != nil:
+			return nil, err
+		case resp.StatusCode == http.StatusRequestEntityTooLarge && a.lowerPiece(n):
+			discard(resp)
+			continue
+		case isTemporaryStatus(resp.StatusCode) || resp.StatusCode == http.StatusRequestEntityTooLarge:
+			return nil, a.failStatus("blob "+up.desc.Digest.String(), resp)
+		}
+		discard(resp)
+		offset += n
+		got, ok := uploadedBytes(resp.Header.Get("Range"))
+		if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent || ok && got != offset {
+			up.begun = nil
+			return nil, nil //nolint:nilnil // the whole is sent again
+		}
+		e, err := a.endpoint(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if u, err = a.location(e, resp); err != nil {
+			return nil, err
+		}
+		if up.begun != nil {
+			up.begun = u
+		}
 	}
-	if isTemporaryStatus(resp.StatusCode) {
-		return nil, a.failStatus("blob "+up.desc.Digest.String(), resp)
-	}
-	defer discard(resp)
-	n, ok := uploadedBytes(resp.Header.Get("Range"))
-	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent || ok && n != up.desc.Size {
-		up.begun = nil
-		return nil, nil //nolint:nilnil // the whole is sent again
-	}
-	e, err := a.endpoint(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return a.location(e, resp)
+	return u, nil
 }
 
-// sendBlob sends the blob from offset on. What goes wrong at our end is final.
-func (a *access) sendBlob(ctx context.Context, method string, u *url.URL, up *upload, offset int64) (*http.Response, error) {
+// sendBlob sends n bytes of the blob from offset on. What goes wrong at our end is
+// final.
+func (a *access) sendBlob(ctx context.Context, method string, u *url.URL, up *upload, offset, n int64) (*http.Response, error) {
 	var source atomic.Pointer[error] // what went wrong at our end
-	left := up.desc.Size - offset
 	r := request{
-		method: method, url: u, header: map[string]string{"Content-Type": "application/octet-stream"}, size: left,
+		method: method, url: u, header: map[string]string{"Content-Type": "application/octet-stream"}, size: n,
 		body: func() (io.ReadCloser, error) {
 			r, err := up.open(ctx, offset)
 			if err != nil {
 				return nil, fmt.Errorf("open: %w", err)
 			}
-			return &sizedReader{r: r, left: left, sent: a.c.sent, fail: func(err error) { source.Store(&err) }}, nil
+			if offset+n < up.desc.Size {
+				r = limited{io.LimitReader(r, n), r}
+			}
+			return &sizedReader{r: r, left: n, sent: a.c.sent, fail: func(err error) { source.Store(&err) }}, nil
 		},
 	}
 	if method == http.MethodPut {
 		r.query = url.Values{"digest": {up.desc.Digest.String()}}
 	} else {
-		r.header["Content-Range"] = fmt.Sprintf("%d-%d", offset, up.desc.Size-1)
+		r.header["Content-Range"] = fmt.Sprintf("%d-%d", offset, offset+n-1)
 	}
 	resp, err := a.do(ctx, r)
 	if p := source.Load(); p != nil {
@@ -170,4 +195,10 @@ func (a *access) sendBlob(ctx context.Context, method string, u *url.URL, up *up
 		return nil, permanentError{*p}
 	}
 	return resp, err
+}
+
+// limited is the beginning of a stream.
+type limited struct {
+	io.Reader
+	io.Closer
 }

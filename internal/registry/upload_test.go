@@ -29,6 +29,7 @@ type keeper struct {
 	got    []string // "METHOD Content-Range"
 	status int      // of questions how far an upload got, 204 if not set
 	lie    int      // added to how far it got
+	limit  int64    // of a request's body, 0 for none
 }
 
 func (k *keeper) serve(w http.ResponseWriter, r *http.Request) bool {
@@ -53,6 +54,9 @@ func (k *keeper) serve(w http.ResponseWriter, r *http.Request) bool {
 	case r.Method == http.MethodGet:
 		w.Header().Set("Range", fmt.Sprintf("0-%d", max(len(k.part)-1+k.lie, 0)))
 		w.WriteHeader(max(k.status, http.StatusNoContent))
+	case k.limit > 0 && r.ContentLength > k.limit:
+		w.Header().Set("Connection", "close") // as nginx: the body is not read
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
 	case !k.read(r):
 		panic(http.ErrAbortHandler)
 	case r.Method == http.MethodPatch:
@@ -128,6 +132,52 @@ func TestUploadResumes(t *testing.T) {
 			defer mu.Unlock()
 			if tt.sent > 0 && sent != tt.sent {
 				t.Errorf("sent %d bytes, want %d", sent, tt.sent)
+			}
+		})
+	}
+}
+
+// What takes only small requests gets the blob in pieces, and the next blob at
+// once.
+func TestUploadInPieces(t *testing.T) {
+	blob, other := randomBytes(1<<20+100), randomBytes(600<<10)
+	for _, tt := range []struct {
+		name string
+		k    *keeper
+		want []string // requests of uploads
+		err  string
+	}{
+		{"1 MiB", &keeper{limit: 1 << 20}, []string{"PUT ", "PATCH 0-1048575", "PATCH 1048576-1048675", "PUT "}, ""},
+		{"512 KiB", &keeper{limit: 512 << 10}, []string{"PUT ", "PATCH 0-1048575", "PATCH 0-524287", "PATCH 524288-1048575", "PATCH 1048576-1048675", "PUT "}, ""},
+		{"cut", &keeper{limit: 1 << 20, cuts: []int{400_000}}, []string{"PUT ", "PATCH 0-1048575", "GET ", "PATCH 400000-1048675", "PUT "}, ""},
+		{"100 KiB", &keeper{limit: 100 << 10}, []string{"PUT ", "PATCH 0-1048575", "PATCH 0-524287"}, "request entity too large (413)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k := tt.k
+			k.blobs = map[string][]byte{}
+			f := newFront(t, k.serve)
+			c, _ := newClient(t, Options{})
+			_, err := c.PushBlob(t.Context(), f.repo(t, "team/app"), descOf("", blob), opener(blob), nil)
+			if !slices.Equal(k.got, tt.want) {
+				t.Errorf("asked %q, want %q", k.got, tt.want)
+			}
+			if tt.err != "" {
+				e, ok := errors.AsType[*Error](err)
+				if !ok || !strings.HasSuffix(e.Error(), tt.err) || !strings.Contains(e.Explain(), "client_max_body_size") {
+					t.Errorf("%v, want %s", err, tt.err)
+				}
+				return
+			}
+			if err != nil || !bytes.Equal(k.blobs[digest.FromBytes(blob).Encoded()], blob) {
+				t.Errorf("another blob arrived: %v", err)
+			}
+			k.got = nil
+			_, err = c.PushBlob(t.Context(), f.repo(t, "team/app"), descOf("", other), opener(other), nil)
+			if err != nil || !bytes.Equal(k.blobs[digest.FromBytes(other).Encoded()], other) {
+				t.Errorf("another second blob arrived: %v", err)
+			}
+			if tt.name == "512 KiB" && !slices.Equal(k.got, []string{"DELETE ", "PATCH 0-524287", "PATCH 524288-614399", "PUT "}) {
+				t.Errorf("the second time asked %q", k.got)
 			}
 		})
 	}

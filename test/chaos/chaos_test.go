@@ -43,12 +43,7 @@ type day struct {
 // Pushes and pulls through a proxy that drops, delays, answers 429 and 503 and
 // kills uploads in the middle end with the right image.
 func TestBadDays(t *testing.T) {
-	hako := filepath.Join(t.TempDir(), "hako")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", hako, "./cmd/hako")
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	hako := buildHako(t)
 	for kind, start := range map[string]func(*testing.T) string{"simple": startSimple, "distribution": startDistribution} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel() // most of the time is spent waiting
@@ -82,6 +77,17 @@ func TestBadDays(t *testing.T) {
 			t.Logf("%v; %d uploads and %d downloads resumed", dealt, uploads, downloads)
 		})
 	}
+}
+
+func buildHako(t *testing.T) string {
+	t.Helper()
+	hako := filepath.Join(t.TempDir(), "hako")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", hako, "./cmd/hako")
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return hako
 }
 
 // run builds an image without faults and with, on top of a base that comes
