@@ -171,16 +171,14 @@ func (s *scan) differs(path string, n *node, was func() (int64, bool)) (bool, er
 	if n.isDir() {
 		return false, nil // directories compare without times
 	}
-	// Layers hold whole seconds.
-	if b.ModTime.Unix() != l.ModTime.Unix() || b.Link != l.Link || b.Major != l.Major || b.Minor != l.Minor {
+	if b.Link != l.Link || b.Major != l.Major || b.Minor != l.Minor || b.Mode.IsRegular() && b.Size != l.Size {
 		return true, nil
 	}
-	if b.Mode.IsRegular() && b.Size != l.Size {
-		return true, nil
-	}
-	// What was written to within the same second is a change too, for BuildKit
-	// (sameDirent): else it would depend on the clock whether it is one.
-	if t, ok := was(); ok && t != n.mtime {
+	// The root has times of its own: those of layers are whole seconds, and may
+	// be limited to an epoch. What was written to within the same second is a
+	// change too, for BuildKit (sameDirent): else it would depend on the clock
+	// whether it is one.
+	if t, ok := was(); ok && t != n.mtime || !ok && b.ModTime.Unix() != l.ModTime.Unix() {
 		return true, nil
 	}
 	if !b.Mode.IsRegular() {
