@@ -4,7 +4,7 @@
 //go:build linux
 
 // Package namespace tests builds in the namespace sandbox on this machine, as
-// root and as a user with one id.
+// root and as users with and without subordinate ids.
 package namespace
 
 import (
@@ -86,13 +86,19 @@ func open(t *testing.T, path string) {
 
 // command is a build as user uid, with its files below work.
 func (w *world) command(ctx context.Context, uid uint32, work string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, w.rig.HakoBin, append([]string{
-		"build", "--isolation=namespace", "--progress=plain", "--no-push", "--insecure-registry=" + w.rig.Registry,
-		"--work-dir=" + work, "-t=x:1",
-	}, append(args, w.dir)...)...)
+	line := w.line(work, args...)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Setpgid: true}
 	cmd.Env = append(os.Environ(), "HOME="+work)
 	return cmd
+}
+
+// line is a build's command line.
+func (w *world) line(work string, args ...string) []string {
+	return append([]string{
+		w.rig.HakoBin, "build", "--isolation=namespace", "--progress=plain", "--no-push", "--insecure-registry=" + w.rig.Registry,
+		"--work-dir=" + work, "-t=x:1",
+	}, append(args, w.dir)...)
 }
 
 func workDir(t *testing.T, uid int) string {
@@ -120,25 +126,45 @@ RUN rm -r /w/deep && mkdir /w/deep && cat /w/y > /w/deep/new
 
 // The same Dockerfile gives the same digest wherever its commands run.
 func TestSameDigest(t *testing.T) {
+	rig.Require(t, rig.NeedUidmap)
 	w := start(t, deterministic)
 	fixed := []string{"--source-date-epoch=" + epoch, "--rewrite-timestamp"}
 	digests := make(map[string]string)
-	local := func(name string, uid uint32, cpus string) {
-		work := workDir(t, int(uid))
-		out := filepath.Join(work, "out")
-		cmd := w.command(t.Context(), uid, work, append(fixed, "--oci-layout-path="+out)...)
+	build := func(name, out string, cmd *exec.Cmd, cpus string) {
 		cmd.Env = append(cmd.Env, "GOMAXPROCS="+cpus)
-		if log, err := cmd.CombinedOutput(); err != nil {
+		log, err := cmd.CombinedOutput()
+		if err != nil {
 			t.Errorf("%s: %v\n%s", name, err, log)
 			return
 		}
+		if oneID := strings.Contains(string(log), "one id"); oneID != strings.Contains(name, "one id") {
+			t.Errorf("%s: one id: %v\n%s", name, oneID, log)
+		}
 		digests[name] = layoutDigest(t, out)
+	}
+	local := func(name string, uid uint32, cpus string) {
+		work := workDir(t, int(uid))
+		out := filepath.Join(work, "out")
+		build(name, out, w.command(t.Context(), uid, work, append(fixed, "--oci-layout-path="+out)...), cpus)
+	}
+	subordinate := func(name, cpus string) {
+		home := workDir(t, rig.UserID)
+		out := filepath.Join(home, "out")
+		cmd, err := rig.AsUser(t.Context(), home, true, w.line(filepath.Join(home, "work"), append(fixed, "--oci-layout-path="+out)...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		build(name, out, cmd, cpus)
 	}
 	local("root", 0, "2")
 	local("root again", 0, "2")
 	local("root, one CPU", 0, "1")
 	local("user with one id", nobody, "2")
 	local("user with one id, one CPU", nobody, "1")
+	local("user with one id, one CPU again", nobody, "1")
+	subordinate("user with subordinate ids", "2")
+	subordinate("user with subordinate ids again", "2")
+	subordinate("user with subordinate ids, one CPU", "1")
 	p, err := w.rig.Podman(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -147,18 +173,24 @@ func TestSameDigest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := t.TempDir()
-	res, err := p.Run(t.Context(), rig.PodSpec{
-		Image: image,
-		Command: append([]string{
-			"/kaniko/hako", "build", "--progress=plain", "--no-push", "-t=x:1", "--insecure-registry=" + w.rig.Registry, "--oci-layout-path=/.rig/out", "/.rig/in",
-		}, fixed...),
-		Mounts: []rig.Mount{{Source: w.dir, Target: "/.rig/in", ReadOnly: true}, {Source: out, Target: "/.rig/out"}},
-	})
-	if err != nil || res.Exit != 0 {
-		t.Fatalf("in place: %v, exit %d\n%s%s", err, res.Exit, res.Stdout, res.Stderr)
+	inPlace := func(name, cpus string) {
+		out := t.TempDir()
+		res, err := p.Run(t.Context(), rig.PodSpec{
+			Image: image,
+			Command: append([]string{
+				"/kaniko/hako", "build", "--progress=plain", "--no-push", "-t=x:1", "--insecure-registry=" + w.rig.Registry, "--oci-layout-path=/.rig/out", "/.rig/in",
+			}, fixed...),
+			Mounts: []rig.Mount{{Source: w.dir, Target: "/.rig/in", ReadOnly: true}, {Source: out, Target: "/.rig/out"}},
+			Env:    []string{"GOMAXPROCS=" + cpus},
+		})
+		if err != nil || res.Exit != 0 {
+			t.Fatalf("%s: %v, exit %d\n%s%s", name, err, res.Exit, res.Stdout, res.Stderr)
+		}
+		digests[name] = layoutDigest(t, out)
 	}
-	digests["in place"] = layoutDigest(t, out)
+	inPlace("in place", "2")
+	inPlace("in place again", "2")
+	inPlace("in place, one CPU", "1")
 	for name, d := range digests {
 		if d != digests["in place"] {
 			t.Errorf("%s: %s, in place %s", name, d, digests["in place"])

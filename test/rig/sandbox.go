@@ -49,9 +49,9 @@ func (s Sandbox) Needs() []Need {
 
 func (s Sandbox) isUser() bool { return s == Rootless || s == SingleID }
 
-// userID is the user that cases are built as: one that the machine does not
+// UserID is the user that cases are built as: one that the machine does not
 // know, so that nothing of the machine belongs to it.
-const userID = 70000
+const UserID = 70000
 
 // paths are where a build of hako finds a case and leaves its result.
 type paths struct {
@@ -187,11 +187,7 @@ exec setpriv --reuid="$u" --regid="$u" --clear-groups -- "$@"`
 // builds from files of their own.
 func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox, cache string) Built {
 	home := filepath.Join(r.Dir, "user", string(s), c.Name)
-	if err := c.write(r, filepath.Join(home, "case"), userID); err != nil {
-		return Built{Err: err}
-	}
-	etc, err := userFiles(filepath.Join(home, "etc"), s == Rootless)
-	if err != nil {
+	if err := c.write(r, filepath.Join(home, "case"), UserID); err != nil {
 		return Built{Err: err}
 	}
 	at := paths{filepath.Join(home, "case"), filepath.Join(home, "out"), r.socket.path(), cache}
@@ -200,14 +196,30 @@ func (r *Rig) hakoAsUser(ctx context.Context, c *Case, s Sandbox, cache string) 
 			return Built{Err: err}
 		}
 	}
-	if err := os.Chown(home, userID, userID); err != nil {
+	if err := os.Chown(home, UserID, UserID); err != nil {
 		return Built{Err: err}
 	}
-	args := []string{"--mount", "--propagation=private", "/bin/sh", "-c", asUser, etc, fmt.Sprint(userID), r.HakoBin}
-	cmd := exec.CommandContext(ctx, "unshare", append(args, r.onHost(c, at, filepath.Join(home, "work"))...)...)
+	args := append([]string{r.HakoBin}, r.onHost(c, at, filepath.Join(home, "work"))...)
+	cmd, err := AsUser(ctx, home, s == Rootless, args...)
+	if err != nil {
+		return Built{Err: err}
+	}
+	return built(cmd, at.out)
+}
+
+// AsUser returns a command that the user UserID runs in the directory home, which is
+// theirs. For the command alone the user has a name and, if asked for,
+// subordinate ids; the files that say so are written below home.
+func AsUser(ctx context.Context, home string, subordinate bool, args ...string) (*exec.Cmd, error) {
+	etc, err := userFiles(filepath.Join(home, "etc"), subordinate)
+	if err != nil {
+		return nil, err
+	}
+	first := []string{"--mount", "--propagation=private", "/bin/sh", "-c", asUser, etc, fmt.Sprint(UserID)}
+	cmd := exec.CommandContext(ctx, "unshare", append(first, args...)...)
 	cmd.Dir = home
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
-	return built(cmd, at.out)
+	return cmd, nil
 }
 
 // userFiles writes the files below /etc that name the user and its subordinate
@@ -221,8 +233,8 @@ func userFiles(dir string, subordinate bool) (string, error) {
 		ids = "builder:200000:65536\n"
 	}
 	for name, text := range map[string]string{
-		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nbuilder:x:%d:%d::/nonexistent:/bin/sh\n", userID, userID),
-		"group":  fmt.Sprintf("root:x:0:\nbuilder:x:%d:\n", userID),
+		"passwd": fmt.Sprintf("root:x:0:0::/root:/bin/sh\nbuilder:x:%d:%d::/nonexistent:/bin/sh\n", UserID, UserID),
+		"group":  fmt.Sprintf("root:x:0:\nbuilder:x:%d:\n", UserID),
 		"subuid": ids, "subgid": ids,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
