@@ -70,7 +70,7 @@ type place struct {
 }
 
 func (*place) Validate(*pb.Op, *pb.OpMetadata) error { return nil }
-func (*place) Release(*layer.Ref)                    {}
+func (*place) Release(_, _ []*layer.Ref)             {}
 
 func (p *place) Execute(_ context.Context, op *pb.Op, _ digest.Digest, _ string, _ []*layer.Ref) ([]*layer.Ref, error) {
 	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")

@@ -43,7 +43,7 @@ func (in *Interpreter) exec(ctx context.Context, op *pb.ExecOp, dgst digest.Dige
 	}
 	p.Stdout = &output{sink: in.opt.Sink, vertex: dgst, stream: 1}
 	p.Stderr = &output{sink: in.opt.Sink, vertex: dgst, stream: 2}
-	sb, err := in.opt.Sandbox(ctx)
+	sb, err := in.sandbox(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func (in *Interpreter) source(ctx context.Context, op *pb.SourceOp, platform *pb
 }
 
 func (in *Interpreter) prefetch(ctx context.Context, ref *layer.Ref) error {
-	sb, err := in.opt.Sandbox(ctx)
+	sb, err := in.sandbox(ctx)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,8 @@ type Sandbox interface {
 	Assembling(l *layer.Layer) <-chan struct{}
 	// Run runs p on ref. The solver knows whether it may be called concurrently.
 	Run(ctx context.Context, ref *layer.Ref, p *sandbox.Process) (*sandbox.Result, error)
+	// Release gives up what is kept for refs, but not for live.
+	Release(refs, live []*layer.Ref)
 }
 
 // Facts are what has to be known of the whole graph before its first vertex is
@@ -89,6 +91,7 @@ type Interpreter struct {
 	views map[tree.FS]view         // of the build contexts
 	gits  map[string]*fetchedGit   // repositories, by source
 	used  map[digest.Digest]string // contents of secrets given to commands, which no layer may hold
+	box   Sandbox                  // once it has been asked for
 }
 
 // New returns an interpreter.
@@ -154,14 +157,31 @@ func (in *Interpreter) Execute(ctx context.Context, op *pb.Op, dgst digest.Diges
 	return nil, fmt.Errorf("operation %T is not supported", op.Op)
 }
 
-// Release gives up what was kept for a ref.
-func (in *Interpreter) Release(ref *layer.Ref) {
-	if ref == nil {
-		return
+// Release gives up what was kept for refs; see solver.Executor.
+func (in *Interpreter) Release(refs, live []*layer.Ref) {
+	for _, r := range refs {
+		for _, l := range r.Layers {
+			l.CloseIdle()
+		}
 	}
-	for _, l := range ref.Layers {
-		l.CloseIdle()
+	in.mu.Lock()
+	box := in.box
+	in.mu.Unlock()
+	if box != nil {
+		box.Release(refs, live)
 	}
+}
+
+// sandbox returns the place to run commands in.
+func (in *Interpreter) sandbox(ctx context.Context) (Sandbox, error) {
+	box, err := in.opt.Sandbox(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.box = box
+	return box, nil
 }
 
 // write makes a layer of changes and tells who wants to know.
@@ -203,7 +223,7 @@ func (in *Interpreter) settled(ctx context.Context, ref *layer.Ref) error {
 		if !l.IsForeign() || l.HasIndex() {
 			continue
 		}
-		sb, err := in.opt.Sandbox(ctx)
+		sb, err := in.sandbox(ctx)
 		if err != nil {
 			return nil //nolint:nilerr // without a sandbox nothing is being assembled
 		}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,13 +66,6 @@ type InPlace struct {
 	volumes map[string]*volumeState // mounts that stay and are not the runtime's
 }
 
-type selftest struct {
-	once  sync.Once
-	trust bool
-	why   string
-	err   error
-}
-
 // An installed is the root that is in / now.
 type installed struct {
 	layers []*layer.Layer
@@ -125,7 +117,7 @@ func NewInPlace(ctx context.Context, opt InPlaceOptions) (*InPlace, error) {
 		return nil, errors.Join(err, s.lot.close(), lock.Close())
 	}
 	s.memory = openMemory()
-	s.pool = newPool(ctx, filepath.Join(work, "roots"), s.memory.limit())
+	s.pool = newPool(ctx, filepath.Join(work, "roots"), unpacking{limit: s.memory.limit(), device: noDevice})
 	s.checks.start(ctx)
 	return s, nil
 }
@@ -202,6 +194,9 @@ func Restore(work string) error {
 
 // Prefetch begins to assemble the root of ref, which a Run will need.
 func (s *InPlace) Prefetch(ref *layer.Ref) { s.pool.prefetch(ref.Layers) }
+
+// Release does nothing: there is one root, which the next one takes the place of.
+func (s *InPlace) Release(_, _ []*layer.Ref) {}
 
 // Assembling returns a channel that is closed when the root that l is being
 // unpacked for is assembled; nil if there is none.
@@ -299,7 +294,7 @@ func (s *InPlace) install(ctx context.Context, ref *layer.Ref, base tree.FS) err
 		return s.advance(ctx, ref)
 	}
 	began := time.Now()
-	dir, err := s.pool.take(ctx, ref.Layers)
+	root, err := s.pool.take(ctx, ref.Layers)
 	if err != nil {
 		return err
 	}
@@ -315,7 +310,7 @@ func (s *InPlace) install(ctx context.Context, ref *layer.Ref, base tree.FS) err
 		return err
 	}
 	s.live = &installed{waited: waited, fresh: true}
-	if err := s.lot.install(dir, s.parkedVolumes()); err != nil {
+	if err := s.lot.install(root.dir, s.parkedVolumes()); err != nil {
 		return err
 	}
 	s.live.layers = slices.Clone(ref.Layers)

@@ -41,7 +41,7 @@ type Namespace struct {
 	claim  *claim
 	dir    string // of this build
 	stage  string
-	roots  *roots
+	roots  nsRoots
 	filter []unix.SockFilter
 	memory *memory
 	checks checks
@@ -78,10 +78,48 @@ func NewNamespace(ctx context.Context, t *Trial, opt NamespaceOptions) (*Namespa
 	if s.filter, err = seccompFilter(defaultCaps()); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.roots = newRoots(ctx, filepath.Join(dir, "roots"), s.stage, t.UserNamespace)
-	s.roots.oneID = t.OneID
+	s.roots = s.newRoots(ctx)
 	s.checks.start(ctx)
 	return s, nil
+}
+
+// Roots are where commands get their roots from.
+type nsRoots interface {
+	prefetch(layers []*layer.Layer)
+	assembling(l *layer.Layer) <-chan struct{}
+	// take returns a root that has layers, for one command, and whether it was
+	// made for this.
+	take(ctx context.Context, layers []*layer.Layer) (_ nsRoot, fresh bool, err error)
+	// release gives up what nobody continues, and has it proved before.
+	release(layers []*layer.Layer, live []*layer.Ref, prove proof)
+	// finish has proved what commands left and nobody continued.
+	finish(prove proof)
+	close() error
+}
+
+// A proof compares layers with the root that live records.
+type proof func(layers []*layer.Layer, live func(ctx context.Context) (*record, error))
+
+// A nsRoot is a root for one command.
+type nsRoot interface {
+	mounted() *detached
+	// before is called before anything is done in the root, scan after the command;
+	// it fills in sc.
+	before(ctx context.Context) error
+	scan(ctx context.Context, sc *scan) (looked, changed int, err error)
+	// keep takes the root back as one with l on top, drop deletes it.
+	keep(l *layer.Layer)
+	drop()
+}
+
+func (s *Namespace) newRoots(ctx context.Context) nsRoots {
+	dir := filepath.Join(s.dir, "roots")
+	if s.trial.Plain != "" {
+		return newPlainRoots(ctx, dir, s.trial.OneID, s.opt.Logf)
+	}
+	r := newRoots(ctx, dir, s.stage, s.trial.UserNamespace)
+	r.oneID = s.trial.OneID
+	return r
 }
 
 func (s *Namespace) caches() string { return filepath.Join(s.opt.WorkDir, "work", "caches") }
@@ -154,14 +192,23 @@ func (s *Namespace) Prefetch(ref *layer.Ref) { s.roots.prefetch(ref.Layers) }
 // unpacked for is there; nil if there is none.
 func (s *Namespace) Assembling(l *layer.Layer) <-chan struct{} { return s.roots.assembling(l) }
 
+// Release gives up the roots of refs that no live ref begins with, once it is
+// proved that their layers are what commands have left there.
+func (s *Namespace) Release(refs, live []*layer.Ref) {
+	for _, r := range refs {
+		if len(r.Layers) > 0 {
+			s.roots.release(r.Layers, live, s.prove)
+		}
+	}
+}
+
 // Finish begins to prove that the layers of the commands are what they left. No
 // command can be run after it.
-func (s *Namespace) Finish() {
-	for _, st := range s.roots.leaves() {
-		s.checks.add(func(ctx context.Context) (*record, error) { return s.roots.record(ctx, st) }, st.layers, allowances{
-			clamp: s.opt.Clamp, oneID: s.trial.OneID, noDevices: s.trial.UserNamespace,
-		})
-	}
+func (s *Namespace) Finish() { s.roots.finish(s.prove) }
+
+// prove compares, in the background, a root with the layers that stand for it.
+func (s *Namespace) prove(layers []*layer.Layer, live func(ctx context.Context) (*record, error)) {
+	s.checks.add(live, layers, allowances{clamp: s.opt.Clamp, oneID: s.trial.OneID, noDevices: s.trial.UserNamespace})
 }
 
 // Verified waits for the proof.
@@ -186,22 +233,19 @@ func (s *Namespace) Run(ctx context.Context, ref *layer.Ref, p *Process) (*Resul
 		return nil, err
 	}
 	began := time.Now()
-	st, fresh, err := s.roots.get(ctx, ref.Layers)
+	root, fresh, err := s.roots.take(ctx, ref.Layers)
 	if err != nil {
 		return nil, err
 	}
-	r := &nsRun{s: s, p: p, base: base, stack: st, upper: s.roots.name()}
+	r := &nsRun{s: s, p: p, base: base, root: root, mount: root.mounted()}
 	waited := time.Since(began)
-	if r.mount, err = s.roots.mount(st, r.upper); err != nil {
-		return nil, err
-	}
 	res, err := r.run(ctx)
 	if err != nil {
-		err = errors.Join(err, r.mount.close())
-		s.roots.remove(r.upper)
-		return nil, err
+		root.drop()
+		return nil, errors.Join(err, r.mount.close())
 	}
-	res.keep = func(l *layer.Layer) { s.roots.keep(st, r.upper, l) }
+	res.keep = root.keep
+	res.lose = root.drop
 	if fresh {
 		res.Layers, res.Waited = len(ref.Layers), waited
 		for _, l := range ref.Layers {
@@ -216,8 +260,7 @@ type nsRun struct {
 	s     *Namespace
 	p     *Process
 	base  tree.FS
-	stack *stack
-	upper string
+	root  nsRoot
 	mount *detached
 	live  *tree.Dir
 }
@@ -236,31 +279,21 @@ func (r *nsRun) run(ctx context.Context) (_ *Result, err error) {
 			err = errors.Join(err, r.live.Close())
 		}
 	}()
+	if err := r.root.before(ctx); err != nil {
+		return nil, err
+	}
 	peak, err := r.execute(ctx)
 	if err != nil {
 		return nil, err
 	}
 	start := time.Now()
-	sc := &upperScan{scan: &scan{live: r.live.WithXattrs(), base: r.base}, marks: "trusted.overlay.", oneID: r.s.trial.OneID}
-	if r.s.trial.UserNamespace {
-		sc.marks = "user.overlay."
-	}
-	done, err := sc.openLowers(r.s.roots.dir, r.stack.dirs)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	fd, err := unix.Open(filepath.Join(r.s.roots.dir, r.upper), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("look at the changes: %w", err)
-	}
-	defer unix.Close(fd)
-	changed, err := sc.runUpper(ctx, fd)
+	sc := &scan{live: r.live.WithXattrs(), base: r.base, oneID: r.s.trial.OneID}
+	looked, changed, err := r.root.scan(ctx, sc)
 	if err != nil {
 		return nil, err
 	}
 	return &Result{
-		Changes: sc.changes(), Looked: sc.names, Changed: changed, Scan: time.Since(start), PeakRSS: peak,
+		Changes: sc.changes(), Looked: looked, Changed: changed, Scan: time.Since(start), PeakRSS: peak,
 		done: func() error { return errors.Join(r.live.Close(), r.mount.close()) },
 	}, nil
 }

@@ -39,7 +39,46 @@ type nsRig struct {
 	base  *layer.Ref
 }
 
-func newNSRig(t *testing.T) *nsRig {
+// inBoth runs a test on overlays and, where the kernel refuses them, on plain
+// directories.
+func inBoth(t *testing.T, test func(t *testing.T, r *nsRig)) {
+	t.Parallel()
+	t.Run("overlay", func(t *testing.T) { t.Parallel(); test(t, newNSRig(t, t.TempDir())) })
+	t.Run("plain", func(t *testing.T) {
+		t.Parallel()
+		r := newNSRig(t, onOverlay(t))
+		if r.box.trial.Plain == "" {
+			t.Fatal("an overlay on an overlay")
+		}
+		test(t, r)
+	})
+}
+
+// onOverlay returns a directory that the kernel lets nobody lay an overlay over.
+func onOverlay(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"l", "u", "w", "at"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := filepath.Join(dir, "at")
+	if err := unix.Mount("overlay", at, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/l,upperdir=%[1]s/u,workdir=%[1]s/w", dir)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return at
+}
+
+func newNSRig(t *testing.T, work string) *nsRig {
 	t.Helper()
 	busybox, err := os.ReadFile("/usr/bin/busybox")
 	if os.Geteuid() != 0 || err != nil {
@@ -48,7 +87,7 @@ func newNSRig(t *testing.T) *nsRig {
 		}
 		t.Skip("needs root and busybox-static")
 	}
-	r := &nsRig{T: t, work: t.TempDir()}
+	r := &nsRig{T: t, work: work}
 	trial, err := TryNamespace(t.Context(), r.work)
 	if err != nil {
 		t.Fatal(err)
@@ -145,15 +184,16 @@ func (r *nsRig) sh(ref *layer.Ref, script string, with func(p *Process)) (out st
 	if err != nil {
 		r.Fatal(err)
 	}
+	l.Forget() // as whoever runs commands does: the next one changes what it was read from
 	if err := res.Close(l); err != nil {
 		r.Fatal(err)
 	}
 	return b.String() + e.String(), changes, &layer.Ref{Layers: append(slices.Clone(ref.Layers), l)}, nil
 }
 
-func TestNamespaceChanges(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+func TestNamespaceChanges(t *testing.T) { inBoth(t, testNamespaceChanges) }
+
+func testNamespaceChanges(t *testing.T, r *nsRig) {
 	bb := "alias c='busybox chmod'; busybox "
 	tests := []struct {
 		name, script string
@@ -195,9 +235,9 @@ func TestNamespaceChanges(t *testing.T) {
 }
 
 // Every command sees what those before it did, and another branch does not.
-func TestNamespaceChain(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+func TestNamespaceChain(t *testing.T) { inBoth(t, testNamespaceChain) }
+
+func testNamespaceChain(t *testing.T, r *nsRig) {
 	_, _, one, err := r.sh(r.base, "echo 1 > /one; busybox rm -r d; busybox mkdir d; echo 1 > d/one", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -220,9 +260,69 @@ func TestNamespaceChain(t *testing.T) {
 	}
 }
 
-func TestNamespaceConfines(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+// A root goes when the last command that continues it is over, and not before.
+func TestNamespaceRelease(t *testing.T) { inBoth(t, testNamespaceRelease) }
+
+func testNamespaceRelease(t *testing.T, r *nsRig) {
+	held := func() int {
+		t.Helper()
+		names, err := filepath.Glob(filepath.Join(r.box.dir, "roots", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, name := range names {
+			if !strings.Contains(filepath.Base(name), ".") {
+				n++
+			}
+		}
+		return n
+	}
+	waitFor := func(want int, when string) {
+		t.Helper()
+		for range 100 {
+			if held() == want {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Errorf("%s: %d directories, want %d", when, held(), want)
+	}
+	run := func(ref *layer.Ref, script string) *layer.Ref {
+		t.Helper()
+		out, _, next, err := r.sh(ref, script, nil)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return next
+	}
+	one := func(overlay, plain int) int {
+		if r.box.trial.Plain != "" {
+			return plain
+		}
+		return overlay
+	}
+	a := run(r.base, "echo 1 > /a")
+	b := run(a, "echo 2 > /b")
+	r.box.Release([]*layer.Ref{r.base, a}, []*layer.Ref{b})
+	waitFor(one(3, 1), "a chain that somebody continues")
+	c := run(r.layer(b, map[string]string{"c": "c"}), "test -e c && test -e b && echo 3 > /e")
+	other := run(a, "test ! -e /b && echo x > /x") // which is a branch, made anew
+	r.box.Release([]*layer.Ref{b, c, a}, []*layer.Ref{other})
+	waitFor(one(3, 1), "one branch over")
+	if out, _, _, err := r.sh(other, "test -e /x && test -e /a && echo ok", nil); err != nil || out != "ok\n" {
+		t.Errorf("the other branch: %q %v", out, err)
+	}
+	r.box.Release([]*layer.Ref{other, r.base, a}, nil)
+	r.box.Finish()
+	if err := r.box.Verified(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNamespaceConfines(t *testing.T) { inBoth(t, testNamespaceConfines) }
+
+func testNamespaceConfines(t *testing.T, r *nsRig) {
 	tests := []struct {
 		name, script, want string
 		with               func(p *Process)
@@ -256,9 +356,9 @@ func TestNamespaceConfines(t *testing.T) {
 	}
 }
 
-func TestNamespaceMounts(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+func TestNamespaceMounts(t *testing.T) { inBoth(t, testNamespaceMounts) }
+
+func testNamespaceMounts(t *testing.T, r *nsRig) {
 	fsys, err := r.base.Tree(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -312,9 +412,9 @@ func TestNamespaceMounts(t *testing.T) {
 	}
 }
 
-func TestNamespaceFails(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+func TestNamespaceFails(t *testing.T) { inBoth(t, testNamespaceFails) }
+
+func testNamespaceFails(t *testing.T, r *nsRig) {
 	run := func(args ...string) error {
 		_, _, _, err := r.sh(r.base, "", func(p *Process) { p.Args = args })
 		return err
@@ -342,9 +442,9 @@ func TestNamespaceFails(t *testing.T) {
 }
 
 // What a command leaves in the background ends with it, and a cancelled one at once.
-func TestNamespaceEnds(t *testing.T) {
-	t.Parallel()
-	r := newNSRig(t)
+func TestNamespaceEnds(t *testing.T) { inBoth(t, testNamespaceEnds) }
+
+func testNamespaceEnds(t *testing.T, r *nsRig) {
 	mark := fmt.Sprintf("31%d", os.Getpid())
 	if _, _, _, err := r.sh(r.base, "busybox setsid busybox sleep "+mark+" >/dev/null 2>&1 & busybox sleep 0.2", nil); err != nil {
 		t.Fatal(err)

@@ -60,12 +60,18 @@ func (p *nsPlacer) place(ctx context.Context, proc *Process) error {
 }
 
 func (p *nsPlacer) mount(ctx context.Context, dest string, m *Mount) error {
+	if p.s.trial.UserNamespace && m.Tree != nil {
+		here := *m
+		here.Tree = withoutDevices{m.Tree}
+		m = &here
+	}
 	if p.s.trial.OneID {
-		one := *m
-		if one.UID, one.GID = 0, 0; m.Tree != nil {
-			one.Tree = ownedByRoot{m.Tree}
+		if err := ownerNotMapped(m); err != nil {
+			return err
 		}
-		m = &one
+		if m.Tree != nil {
+			m.Tree = ownedByRoot{m.Tree}
+		}
 	}
 	var flags uint64
 	if m.ReadOnly {
@@ -97,6 +103,34 @@ func (p *nsPlacer) mount(ctx context.Context, dest string, m *Mount) error {
 		return p.ssh(ctx, dest, m)
 	}
 	return fmt.Errorf("unknown mount type %d", m.Type)
+}
+
+// ownerNotMapped refuses a mount whose owner is to be another than the one there is.
+func ownerNotMapped(m *Mount) error {
+	uid, gid := m.UID, m.GID
+	if m.Type == Cache && m.Tree != nil {
+		e, err := m.Tree.Lstat(tree.Clean(m.Selector))
+		if err != nil {
+			return fmt.Errorf("look at what the cache begins with: %w", err)
+		}
+		uid, gid = e.UID, e.GID
+	}
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	return &UnsupportedError{
+		What:   fmt.Sprintf("RUN --mount=type=%s of the owner %d:%d", m.Type, uid, gid),
+		Why:    "only one user id is mapped here",
+		Remedy: moreIDs,
+	}
+}
+
+// withoutDevices shows a tree where the kernel makes no device nodes.
+type withoutDevices struct{ tree.FS }
+
+func (t withoutDevices) ReadDir(p string) ([]tree.Entry, error) {
+	list, err := t.FS.ReadDir(p)
+	return slices.DeleteFunc(slices.Clone(list), func(e tree.Entry) bool { return e.Mode.IsDevice() }), err
 }
 
 // ownedByRoot shows a tree where a single id is mapped, so that no file can have

@@ -30,7 +30,7 @@ const dirtyShare = 8
 // be unpacked while a command still runs.
 type pool struct {
 	dir    string
-	limit  int64           // of the container's memory, 0 if there is none
+	with   unpacking
 	ctx    context.Context //nolint:containedctx // of the pool's goroutines, ended by close
 	cancel context.CancelFunc
 	g      *errgroup.Group
@@ -50,10 +50,11 @@ type assembly struct {
 	started bool
 	done    chan struct{}
 	err     error
+	left    *record // of a root that was given back, as a command left it
 }
 
-func newPool(ctx context.Context, dir string, limit int64) *pool {
-	p := &pool{dir: dir, limit: limit}
+func newPool(ctx context.Context, dir string, with unpacking) *pool {
+	p := &pool{dir: dir, with: with}
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.g, p.ctx = errgroup.WithContext(ctx)
 	return p
@@ -91,7 +92,13 @@ func (p *pool) prefetch(layers []*layer.Layer) {
 
 // startWaiting starts what there is room for. p.mu is held.
 func (p *pool) startWaiting() {
-	for len(p.waiting) > 0 && len(p.roots) < maxAhead {
+	ahead := 0
+	for _, a := range p.roots {
+		if a.left == nil {
+			ahead++
+		}
+	}
+	for ; len(p.waiting) > 0 && ahead < maxAhead; ahead++ {
 		a := p.waiting[0]
 		p.waiting = p.waiting[1:]
 		p.start(a)
@@ -109,7 +116,7 @@ func (p *pool) start(a *assembly) {
 		defer p.finished(a)
 		p.unpack.Lock()
 		defer p.unpack.Unlock()
-		a.err = assemble(p.ctx, a.dir, a.layers, unpacking{limit: p.limit, device: noDevice})
+		a.err = assemble(p.ctx, a.dir, a.layers, p.with)
 		return nil // whoever takes the root gets the error
 	})
 }
@@ -134,22 +141,28 @@ func (p *pool) assembling(l *layer.Layer) <-chan struct{} {
 	return nil
 }
 
-// take returns the directory of a root that has exactly layers. The closest of
-// the assembled ones is taken over; it is the caller's then.
-func (p *pool) take(ctx context.Context, layers []*layer.Layer) (string, error) {
+// take returns a root that has exactly layers. The closest of the assembled ones
+// is taken over; it is the caller's then. What is left of it as a command left it
+// is in the assembly still.
+func (p *pool) take(ctx context.Context, layers []*layer.Layer) (*assembly, error) {
 	a := p.choose(layers)
 	select {
 	case <-a.done:
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	if a.err != nil {
-		return "", a.err
+		return nil, a.err
 	}
 	p.mu.Lock()
 	p.startWaiting()
 	p.mu.Unlock()
-	return a.dir, assemble(ctx, a.dir, layers[len(a.layers):], unpacking{limit: p.limit, device: noDevice})
+	rest := layers[len(a.layers):]
+	if len(rest) == 0 {
+		return a, nil
+	}
+	a.left = nil
+	return a, assemble(ctx, a.dir, rest, p.with)
 }
 
 // choose removes the best fitting assembly from the pool, or starts one.
@@ -177,6 +190,45 @@ func (p *pool) choose(layers []*layer.Layer) *assembly {
 	p.start(a)
 	p.roots = p.roots[:len(p.roots)-1]
 	return a
+}
+
+// give takes a root as one that may be taken again.
+func (p *pool) give(a *assembly) {
+	a.started, a.done = true, make(chan struct{})
+	close(a.done)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.roots = append(p.roots, a)
+}
+
+// giveUp takes those roots out of the pool that layers begins with and no live
+// ref does.
+func (p *pool) giveUp(layers []*layer.Layer, live []*layer.Ref) []*assembly {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*assembly
+	p.roots = slices.DeleteFunc(p.roots, func(a *assembly) bool {
+		used := slices.ContainsFunc(live, func(l *layer.Ref) bool { return isPrefix(a.layers, l.Layers) })
+		drop := !slices.Contains(p.busy, a) && !used && isPrefix(a.layers, layers)
+		if drop {
+			out = append(out, a)
+		}
+		return drop
+	})
+	return out
+}
+
+// left returns the roots that commands have left.
+func (p *pool) left() []*assembly {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*assembly
+	for _, a := range p.roots {
+		if a.left != nil {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // An unpacking says what there is to unpack with.

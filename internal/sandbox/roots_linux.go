@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"hako/internal/layer"
 	"hako/internal/tree"
@@ -51,11 +52,13 @@ type roots struct {
 
 	mu     sync.Mutex
 	stacks []*stack
+	inUse  map[*stack]int // by what is under way
+	ended  bool
 	next   int
 }
 
 func newRoots(ctx context.Context, dir, at string, user bool) *roots {
-	r := &roots{dir: dir, at: at, user: user, limit: MemoryLimit()}
+	r := &roots{dir: dir, at: at, user: user, limit: MemoryLimit(), inUse: make(map[*stack]int)}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.g, r.ctx = errgroup.WithContext(ctx)
 	return r
@@ -63,6 +66,9 @@ func newRoots(ctx context.Context, dir, at string, user bool) *roots {
 
 // close ends all work and waits for it.
 func (r *roots) close() error {
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
 	r.cancel()
 	return ignoreCanceled(r.g.Wait())
 }
@@ -74,29 +80,35 @@ func (r *roots) prefetch(layers []*layer.Layer) {
 	}
 	s, mine := r.claim(layers)
 	if !mine {
+		r.free(s)
 		return
 	}
 	r.g.Go(func() error {
+		defer r.free(s)
 		r.build(r.ctx, s)
 		return nil // whoever needs the stack gets the error
 	})
 }
 
-// claim returns the stack of layers, and whether the caller has to build it.
+// claim returns the stack of layers, to be given back with free, and whether the
+// caller has to build it.
 func (r *roots) claim(layers []*layer.Layer) (*stack, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range r.stacks {
 		if len(s.layers) == len(layers) && isPrefix(s.layers, layers) {
+			r.inUse[s]++
 			return s, false
 		}
 	}
 	s := &stack{layers: slices.Clone(layers), done: make(chan struct{})}
 	r.stacks = append(r.stacks, s)
+	r.inUse[s]++
 	return s, true
 }
 
 // get returns the stack that has exactly layers, and whether it was made for this.
+// The caller gives it back with free, if there is no error.
 func (r *roots) get(ctx context.Context, layers []*layer.Layer) (_ *stack, fresh bool, err error) {
 	s, mine := r.claim(layers)
 	if mine {
@@ -105,9 +117,90 @@ func (r *roots) get(ctx context.Context, layers []*layer.Layer) (_ *stack, fresh
 	select {
 	case <-s.done:
 	case <-ctx.Done():
+		r.free(s)
 		return nil, false, context.Cause(ctx)
 	}
+	if s.err != nil {
+		r.free(s)
+	}
 	return s, mine, s.err
+}
+
+// free ends a use of a stack. Directories that no stack needs any more go.
+func (r *roots) free(stacks ...*stack) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range stacks {
+		if r.inUse[s]--; r.inUse[s] == 0 {
+			delete(r.inUse, s)
+		}
+		r.removeUnused(s)
+	}
+}
+
+// removeUnused removes those directories of s that no stack needs. r.mu is held.
+func (r *roots) removeUnused(s *stack) {
+	if r.ended || r.inUse[s] > 0 || slices.Contains(r.stacks, s) {
+		return // in the end everything goes at once
+	}
+	for _, d := range s.dirs {
+		has := func(o *stack) bool { return slices.Contains(o.dirs, d) }
+		if slices.ContainsFunc(r.stacks, has) || slices.ContainsFunc(slices.Collect(maps.Keys(r.inUse)), has) {
+			continue
+		}
+		r.g.Go(func() error { r.remove(d); return nil })
+	}
+}
+
+// release gives up the stacks that only refs with layers, and none of live, begin
+// with. What a command left in one that nothing continues is proved before.
+func (r *roots) release(layers []*layer.Layer, live []*layer.Ref, prove proof) {
+	isLive := func(s *stack) bool {
+		return slices.ContainsFunc(live, func(l *layer.Ref) bool { return isPrefix(s.layers, l.Layers) })
+	}
+	leaves := r.leaves()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var gone []*stack
+	r.stacks = slices.DeleteFunc(r.stacks, func(s *stack) bool {
+		select {
+		case <-s.done:
+		default:
+			return false // being unpacked, for somebody
+		}
+		drop := isPrefix(s.layers, layers) && !isLive(s)
+		if drop {
+			gone = append(gone, s)
+		}
+		return drop
+	})
+	for _, s := range gone {
+		if slices.Contains(leaves, s) && !r.ended {
+			r.inUse[s]++
+			prove(s.layers, r.recorder(s))
+		}
+	}
+	for _, s := range gone {
+		r.removeUnused(s)
+	}
+}
+
+// recorder returns what walks the root of s, and then needs it no more.
+func (r *roots) recorder(s *stack) func(ctx context.Context) (*record, error) {
+	return func(ctx context.Context) (*record, error) {
+		defer r.free(s)
+		return r.record(ctx, s)
+	}
+}
+
+// finish has the stacks proved that commands have left and nothing continues.
+func (r *roots) finish(prove proof) {
+	for _, s := range r.leaves() {
+		r.mu.Lock()
+		r.inUse[s]++
+		r.mu.Unlock()
+		prove(s.layers, r.recorder(s))
+	}
 }
 
 // build makes the directories of a claimed stack. One that failed is forgotten.
@@ -125,18 +218,24 @@ func (r *roots) unpackStack(ctx context.Context, s *stack) error {
 	if err != nil {
 		return err
 	}
+	if below != nil {
+		defer r.free(below)
+	}
 	r.unpack.Lock()
 	defer r.unpack.Unlock()
 	name, with := r.name(), unpacking{limit: r.limit, device: anyDevice, adapt: r.adapt}
+	r.mu.Lock()
+	if s.dirs = []string{name}; below != nil {
+		s.dirs = append(s.dirs, below.dirs...)
+	}
+	r.mu.Unlock()
 	if below == nil {
-		s.dirs = []string{name}
 		return assemble(ctx, filepath.Join(r.dir, name), s.layers, with)
 	}
 	m, err := r.mount(below, name)
 	if err != nil {
 		return err
 	}
-	s.dirs = append([]string{name}, below.dirs...)
 	return errors.Join(applyLayers(ctx, m.path(), s.layers[len(below.layers):], with), m.close())
 }
 
@@ -167,7 +266,8 @@ func (r *roots) adapt(e *tree.Entry) (*tree.Entry, error) {
 }
 
 // below returns the stack to continue: the longest that has layers of s, else
-// the image that s begins with. It is nil for one that begins with nothing.
+// the image that s begins with. It is nil for one that begins with nothing. It is
+// to be given back with free.
 func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 	r.mu.Lock()
 	var best *stack
@@ -175,6 +275,9 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 		if o != s && len(o.layers) < len(s.layers) && isPrefix(o.layers, s.layers) && (best == nil || len(o.layers) > len(best.layers)) {
 			best = o
 		}
+	}
+	if best != nil {
+		r.inUse[best]++
 	}
 	r.mu.Unlock()
 	if best == nil {
@@ -191,9 +294,11 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 	select {
 	case <-best.done:
 	case <-ctx.Done():
+		r.free(best)
 		return nil, context.Cause(ctx)
 	}
 	if best.err != nil || len(best.dirs) >= maxLowers {
+		r.free(best)
 		return nil, best.err // a deep one is unpacked anew into one directory
 	}
 	return best, nil
@@ -243,7 +348,9 @@ func (r *roots) leaves() []*stack {
 
 // record walks the root that a stack makes.
 func (r *roots) record(ctx context.Context, s *stack) (_ *record, err error) {
-	m, err := r.mount(s, r.name())
+	upper := r.name()
+	defer r.remove(upper)
+	m, err := r.mount(s, upper)
 	if err != nil {
 		return nil, err
 	}
@@ -276,8 +383,63 @@ func (r *roots) assembling(l *layer.Layer) <-chan struct{} {
 
 // remove deletes a directory that a failed command leaves.
 func (r *roots) remove(name string) {
-	_ = layer.RemoveAll(filepath.Join(r.dir, name))
-	_ = layer.RemoveAll(filepath.Join(r.dir, name+".work"))
+	_ = layer.RemoveAllUntil(r.ctx, filepath.Join(r.dir, name))
+	_ = layer.RemoveAllUntil(r.ctx, filepath.Join(r.dir, name+".work"))
+}
+
+// take mounts a stack for a command.
+func (r *roots) take(ctx context.Context, layers []*layer.Layer) (nsRoot, bool, error) {
+	s, fresh, err := r.get(ctx, layers)
+	if err != nil {
+		return nil, false, err
+	}
+	o := &overlayRoot{r: r, stack: s, upper: r.name()}
+	if o.mount, err = r.mount(s, o.upper); err != nil {
+		o.drop()
+		return nil, false, err
+	}
+	return o, fresh, nil
+}
+
+// An overlayRoot is a stack with a directory for what one command writes.
+type overlayRoot struct {
+	r     *roots
+	stack *stack
+	upper string
+	mount *detached
+}
+
+func (o *overlayRoot) mounted() *detached { return o.mount }
+
+func (o *overlayRoot) before(context.Context) error { return nil }
+
+func (o *overlayRoot) scan(ctx context.Context, with *scan) (looked, changed int, err error) {
+	sc := &upperScan{scan: with, marks: "trusted.overlay."}
+	if o.r.user {
+		sc.marks = "user.overlay."
+	}
+	done, err := sc.openLowers(o.r.dir, o.stack.dirs)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer done()
+	fd, err := unix.Open(filepath.Join(o.r.dir, o.upper), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look at the changes: %w", err)
+	}
+	defer unix.Close(fd)
+	changed, err = sc.runUpper(ctx, fd)
+	return sc.names, changed, err
+}
+
+func (o *overlayRoot) keep(l *layer.Layer) {
+	o.r.keep(o.stack, o.upper, l)
+	o.r.free(o.stack)
+}
+
+func (o *overlayRoot) drop() {
+	o.r.remove(o.upper)
+	o.r.free(o.stack)
 }
 
 func openPath(p string) (*os.File, error) {

@@ -17,17 +17,6 @@ import (
 	"hako/internal/tree"
 )
 
-// trusted tells whether ctime shows every change on the root's file system.
-func (s *InPlace) trusted() (bool, error) {
-	s.self.once.Do(func() {
-		s.self.trust, s.self.why, s.self.err = trustsCtime(s.work)
-		if s.self.err == nil && !s.self.trust {
-			s.opt.Logf("this file system does not show every change (%s): file contents are compared after each RUN", s.self.why)
-		}
-	})
-	return s.self.trust, s.self.err
-}
-
 // runInstalled runs p in the root as it stands and finds the changes.
 func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*Result, error) {
 	live, err := tree.OpenDir(s.lot.at(""))
@@ -58,7 +47,7 @@ func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*
 // recordBefore makes sure that the record is fresh and that everything from now
 // on gets a later ctime.
 func (s *InPlace) recordBefore(ctx context.Context) error {
-	trust, err := s.trusted()
+	trust, err := s.self.trusted(s.work, s.opt.Logf)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ const (
 	SSH
 )
 
+func (t MountType) String() string { return [...]string{"bind", "cache", "tmpfs", "secret", "ssh"}[t] }
+
 // A Mount is something that a process sees at a path for as long as it runs.
 // None of it gets into the image.
 type Mount struct {
@@ -111,6 +113,7 @@ type Result struct {
 
 	done func() error
 	keep func(l *layer.Layer)
+	lose func() // nil: nothing has to be done
 }
 
 // Close ends the reading of Changes. Given the layer that they have become, the
@@ -120,8 +123,11 @@ func (r *Result) Close(l *layer.Layer) error {
 	if r.done != nil {
 		err = r.done()
 	}
-	if l != nil && err == nil {
+	switch {
+	case l != nil && err == nil:
 		r.keep(l)
+	case r.lose != nil:
+		r.lose()
 	}
 	return err
 }

@@ -30,8 +30,14 @@ type scan struct {
 	base tree.FS   // the image so far
 	// hashAll: ctime cannot be trusted here, every regular file is a candidate.
 	hashAll bool
-	list    []found
-	owners  map[string]owner // of names whose owner is not the one on disk
+	// oneID: a single id is mapped, so everything on disk is owned by root. What a
+	// command makes is root's; what it only changes keeps the owner that the
+	// image has, as nothing could have changed that here. isOld tells whether the
+	// file at path is older than the command, if two records are compared.
+	oneID  bool
+	isOld  func(path string, was, now *node) bool
+	list   []found
+	owners map[string]owner // of names whose owner is not the one on disk
 }
 
 type owner struct{ uid, gid uint32 }
@@ -132,6 +138,13 @@ func (s *scan) both(ctx context.Context, path string, o, n *node) error {
 	if o.isDir() != n.isDir() || (o.isDir() && o.kids == nil) || (n.isDir() && n.kids == nil) {
 		return s.fresh(path, n)
 	}
+	if s.oneID && !o.same(n) {
+		mine := *n // the record goes on to say what is on disk
+		n = &mine
+		if err := s.imageOwner(path, n, func() bool { return s.isOld(path, o, n) }); err != nil {
+			return err
+		}
+	}
 	candidate := !o.same(n) || s.hashAll && n.mode&unix.S_IFMT == unix.S_IFREG
 	if candidate {
 		differs, err := s.differs(path, n, func() (int64, bool) { return o.mtime, true })
@@ -144,6 +157,26 @@ func (s *scan) both(ctx context.Context, path string, o, n *node) error {
 	}
 	if n.isDir() {
 		return s.dir(ctx, path, o.kids, n.kids)
+	}
+	return nil
+}
+
+// imageOwner gives a node that the command has not made the owner that the image
+// has.
+func (s *scan) imageOwner(path string, n *node, isOld func() bool) error {
+	b, err := s.base.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at /%s in the image: %w", path, err)
+	}
+	if uint32(b.Mode)&unix.S_IFMT == n.mode&unix.S_IFMT && isOld() {
+		n.uid, n.gid = b.UID, b.GID
+		if s.owners == nil {
+			s.owners = make(map[string]owner)
+		}
+		s.owners[path] = owner{b.UID, b.GID}
 	}
 	return nil
 }
@@ -242,6 +275,12 @@ func (s *scan) change(f found, first map[uint64]string) (tree.Change, error) {
 	}
 	if o, ok := s.owners[f.path]; ok {
 		e.UID, e.GID = o.uid, o.gid
+	} else if s.oneID && !f.touched {
+		b, err := s.base.Lstat(f.path)
+		if err != nil {
+			return tree.Change{}, fmt.Errorf("read /%s, which has changes: %w", f.path, err)
+		}
+		e.UID, e.GID = b.UID, b.GID
 	}
 	c := tree.Change{Entry: e, Touched: f.touched}
 	if f.ino != 0 {

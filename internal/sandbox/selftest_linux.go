@@ -4,9 +4,11 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +20,25 @@ const (
 	tickWait     = 200 * time.Millisecond
 	tickWaitLong = 1100 * time.Millisecond
 )
+
+// A selftest is what a build has found out about its file system, once.
+type selftest struct {
+	once  sync.Once
+	trust bool
+	err   error
+}
+
+// trusted tells whether ctime shows every change on the file system of dir.
+func (s *selftest) trusted(dir string, logf func(format string, args ...any)) (bool, error) {
+	s.once.Do(func() {
+		var why string
+		s.trust, why, s.err = trustsCtime(dir)
+		if s.err == nil && !s.trust {
+			logf("this file system does not show every change (%s): file contents are compared after each RUN", why)
+		}
+	})
+	return s.trust, s.err
+}
 
 // trustsCtime proves, in dir, that this file system moves a file's ctime for
 // everything that can change it. It does not on tmpfs, where a store through a
@@ -110,18 +131,14 @@ func ctime(p string) (int64, error) {
 // change from now on is told from one before. The wait is bounded: if the
 // clock was set back it would never end.
 func waitTick(dir string, t int64) error {
-	probe := filepath.Join(dir, ".tick")
-	defer os.Remove(probe)
 	start := time.Now()
 	for {
-		_ = os.Remove(probe)
-		f, err := os.OpenFile(probe, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		f, err := os.CreateTemp(dir, ".tick*") // others may wait beside us
 		if err != nil {
 			return err
 		}
-		f.Close()
-		now, err := ctime(probe)
-		if err != nil {
+		now, err := ctime(f.Name())
+		if err = errors.Join(err, f.Close(), os.Remove(f.Name())); err != nil {
 			return err
 		}
 		if now > t {

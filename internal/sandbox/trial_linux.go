@@ -26,6 +26,9 @@ type Trial struct {
 	// BoundProc: the kernel gives no /proc of its own here, so commands see this
 	// process's, and there is no PID namespace.
 	BoundProc bool
+	// Plain says why overlayfs cannot be had, so that roots are plain directories;
+	// empty if it can.
+	Plain string
 	// Cgroup namespaces exist.
 	Cgroup bool
 }
@@ -51,15 +54,21 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 		return nil, err
 	}
 	defer func() { _ = c.release() }()
-	err = t.try(ctx, c.dir)
-	if err != nil && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "/proc:") {
-		t.BoundProc = true
-		err = t.try(ctx, c.dir)
+	for {
+		err := t.try(ctx, c.dir)
+		if err == nil {
+			return t, nil
+		}
+		noOverlay, isOverlay := errors.AsType[*overlayError](err)
+		switch {
+		case isOverlay && t.Plain == "":
+			t.Plain = noOverlay.Error()
+		case !t.BoundProc && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "/proc:"):
+			t.BoundProc = true
+		default:
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return t, nil
 }
 
 func (t *Trial) readIDs() {
@@ -83,20 +92,11 @@ func (t *Trial) try(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	// A name that is removed shows that whiteouts can be made.
-	if err := os.WriteFile(filepath.Join(name, "base", "gone"), nil, 0o644); err != nil {
-		return err
-	}
-	r := newRoots(ctx, name, stage, t.UserNamespace)
-	defer func() { _ = r.close() }()
-	m, err := r.mount(&stack{dirs: []string{"base"}}, "up")
+	m, err := t.tryRoot(ctx, name, stage)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = m.close() }()
-	if err := os.Remove(filepath.Join(m.path(), "gone")); err != nil {
-		return fmt.Errorf("remove a file of an overlay: %w", err)
-	}
 	s := &Namespace{trial: t}
 	c := &confinement{
 		Root: firstFD, Stage: stage, Hostname: defaultHostname, Mounts: s.systemMounts(), OneID: t.OneID, Caps: defaultCapMask,
@@ -106,6 +106,45 @@ func (t *Trial) try(ctx context.Context, dir string) error {
 		c.Masked, c.ReadOnly = nil, nil
 	}
 	return t.enter(c, m.child)
+}
+
+// An overlayError says why overlayfs cannot be used here.
+type overlayError struct{ err error }
+
+func (e *overlayError) Error() string { return "overlayfs: " + e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *overlayError) Unwrap() error { return e.err }
+
+// tryRoot makes the directory base below dir a root.
+func (t *Trial) tryRoot(ctx context.Context, dir, stage string) (*detached, error) {
+	base := filepath.Join(dir, "base")
+	if t.Plain != "" {
+		return detachPlain(base)
+	}
+	// A name that is removed shows that whiteouts can be made, a directory in place
+	// of another that attributes can be kept.
+	err := errors.Join(os.WriteFile(filepath.Join(base, "gone"), nil, 0o644), os.Mkdir(filepath.Join(base, "anew"), 0o755))
+	if err != nil {
+		return nil, err
+	}
+	r := newRoots(ctx, dir, stage, t.UserNamespace)
+	defer func() { _ = r.close() }()
+	m, err := r.mount(&stack{dirs: []string{"base"}}, "up")
+	if err != nil {
+		return nil, &overlayError{err}
+	}
+	gone, anew := filepath.Join(m.path(), "gone"), filepath.Join(m.path(), "anew")
+	if err := os.Remove(gone); err != nil {
+		return nil, errors.Join(&overlayError{fmt.Errorf("remove a file: %w", err)}, m.close())
+	}
+	if err = os.Remove(anew); err == nil {
+		err = os.Mkdir(anew, 0o755)
+	}
+	if err != nil {
+		return nil, errors.Join(&overlayError{fmt.Errorf("make a directory anew: %w", err)}, m.close())
+	}
+	return m, nil
 }
 
 // enter runs a process that goes into the root and ends.
@@ -152,6 +191,9 @@ func (t *Trial) enter(c *confinement, root *os.File) error {
 // String describes the place in a few words.
 func (t *Trial) String() string {
 	s := "overlayfs"
+	if t.Plain != "" {
+		s = "plain directories, as " + t.Plain
+	}
 	switch {
 	case t.OneID:
 		s = "user namespace with one id, " + s

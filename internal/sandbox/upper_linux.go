@@ -24,10 +24,6 @@ type upperScan struct {
 	names int
 	// marks is what the names of the overlay's own attributes begin with.
 	marks string
-	// oneID: a single id is mapped, so everything on disk is owned by root. What a
-	// command makes is root's; what it only changes keeps the owner that the
-	// image has, as nothing could have changed that here.
-	oneID bool
 	// lowers are the directories below, open, top first.
 	lowers []int
 }
@@ -35,7 +31,6 @@ type upperScan struct {
 // runUpper looks through the upper directory, open as fd, and returns the number of
 // changed names.
 func (s *upperScan) runUpper(ctx context.Context, fd int) (int, error) {
-	s.owners = make(map[string]owner)
 	if err := s.upperDir(ctx, fd, ".", ""); err != nil {
 		return 0, err
 	}
@@ -154,22 +149,6 @@ func (s *upperScan) isCopy(up int, name string, n *node) bool {
 	return err == nil
 }
 
-// imageOwner gives a copied-up node the owner that the image has.
-func (s *upperScan) imageOwner(up int, name, path string, n *node) error {
-	b, err := s.base.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look at /%s in the image: %w", path, err)
-	}
-	if uint32(b.Mode)&unix.S_IFMT == n.mode&unix.S_IFMT && s.isCopy(up, name, n) {
-		n.uid, n.gid = b.UID, b.GID
-		s.owners[path] = owner{b.UID, b.GID}
-	}
-	return nil
-}
-
 // upperName looks at one name of the upper, or one that an opaque directory hides.
 func (s *upperScan) upperName(ctx context.Context, up int, name, path string) error {
 	var st unix.Stat_t
@@ -185,7 +164,7 @@ func (s *upperScan) upperName(ctx context.Context, up int, name, path string) er
 	}
 	n := newNode(name, &st)
 	if s.oneID {
-		if err := s.imageOwner(up, name, path, &n); err != nil {
+		if err := s.imageOwner(path, &n, func() bool { return s.isCopy(up, name, &n) }); err != nil {
 			return err
 		}
 	}

@@ -33,11 +33,12 @@ type Executor interface {
 	// or nil if that is a chain of layers of which it uses all.
 	Selected(ctx context.Context, op *pb.Op, number int, ref *layer.Ref) (*tree.Selection, error)
 
-	// Release tells that no vertex that is now asked for will use ref as an
-	// input. What was kept for it beyond its layers, like a root on disk,
-	// may go. The ref itself stays good; should a later evaluation use it
-	// again, Release is called again.
-	Release(ref *layer.Ref)
+	// Release tells that no vertex that is now asked for will use refs as
+	// inputs, where it will use live, or the caller of Evaluate has them. What was
+	// kept for refs beyond their layers, like a root on disk, may go unless live
+	// ones begin with the same layers. The refs themselves stay good; should a
+	// later evaluation use one again, Release is called again.
+	Release(refs, live []*layer.Ref)
 }
 
 // Options change how a [Solver] works.
@@ -117,15 +118,10 @@ func (s *Solver) Close() {
 	s.group.Wait()
 
 	s.mu.Lock()
-	var refs []*layer.Ref
-	for _, t := range s.tasks {
-		if t.uses > 0 {
-			refs = append(refs, t.refs...)
-		}
-	}
+	refs := s.live()
 	clear(s.tasks)
 	s.mu.Unlock()
-	s.release(refs)
+	s.release(refs, nil)
 }
 
 // Evaluate computes the results of definitions, which become one graph with
@@ -270,10 +266,20 @@ func (s *Solver) dismiss(tasks map[*Vertex]*task) {
 	}
 }
 
-func (s *Solver) release(refs []*layer.Ref) {
-	for _, r := range refs {
-		if r != nil {
-			s.exec.Release(r)
+// live returns the results that somebody still wants. s.mu is held.
+func (s *Solver) live() []*layer.Ref {
+	var refs []*layer.Ref
+	for _, t := range s.tasks {
+		if t.finished && t.uses > 0 {
+			refs = append(refs, t.refs...)
 		}
+	}
+	return refs
+}
+
+func (s *Solver) release(refs, live []*layer.Ref) {
+	none := func(r *layer.Ref) bool { return r == nil }
+	if refs = slices.DeleteFunc(refs, none); len(refs) > 0 {
+		s.exec.Release(refs, slices.DeleteFunc(live, none))
 	}
 }

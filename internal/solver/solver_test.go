@@ -26,7 +26,9 @@ type fake struct {
 	mu       sync.Mutex
 	began    []string
 	released []*layer.Ref
-	running  int // commands
+	made     map[*layer.Ref]string // by which vertex
+	lived    map[string][]string   // what was live when a vertex's result was released
+	running  int                   // commands
 	most     int
 	invalid  string
 	before   func(ctx context.Context, name string) error
@@ -62,6 +64,12 @@ func (f *fake) Execute(ctx context.Context, op *pb.Op, _ digest.Digest, name str
 	out := make([]*layer.Ref, outputs(op))
 	for i := range out {
 		out[i] = &layer.Ref{}
+		f.mu.Lock()
+		if f.made == nil {
+			f.made = make(map[*layer.Ref]string)
+		}
+		f.made[out[i]] = name
+		f.mu.Unlock()
 	}
 	return out, nil
 }
@@ -70,10 +78,20 @@ func (f *fake) Selected(context.Context, *pb.Op, int, *layer.Ref) (*tree.Selecti
 	return nil, nil
 }
 
-func (f *fake) Release(ref *layer.Ref) {
+func (f *fake) Release(refs, live []*layer.Ref) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.released = append(f.released, ref)
+	f.released = append(f.released, refs...)
+	if f.lived == nil {
+		f.lived = make(map[string][]string)
+	}
+	for _, r := range refs {
+		name := f.made[r]
+		f.lived[name] = []string{}
+		for _, l := range live {
+			f.lived[name] = append(f.lived[name], f.made[l])
+		}
+	}
 }
 
 func (f *fake) names(prefix string) []string {
@@ -283,7 +301,18 @@ func TestReleaseAfterLastConsumer(t *testing.T) {
 	if slices.Contains(f.released, refs[0]) {
 		t.Error("the target was released while the caller has it")
 	}
+	// Whoever releases a stage's root has to know who goes on.
+	for _, tt := range []struct{ released, live string }{
+		{"RUN one", "RUN one more"}, {"RUN one more", "COPY /1"}, {"COPY /1", "RUN b"}, {"FROM base", "RUN a"},
+	} {
+		if live := f.lived[tt.released]; !slices.Contains(live, tt.live) || slices.Contains(live, tt.released) {
+			t.Errorf("%s is released while %q live", tt.released, live)
+		}
+	}
 	s.Close()
+	if live := f.lived["RUN c"]; len(live) > 0 {
+		t.Errorf("in the end %q live", live)
+	}
 	if !slices.Contains(f.released, refs[0]) {
 		t.Error("the target was not released at the end")
 	}

@@ -68,9 +68,13 @@ func (s *Solver) run(ctx context.Context, t *task) {
 			unused = append(unused, in.refs...)
 		}
 	}
+	var live []*layer.Ref
+	if len(unused) > 0 {
+		live = s.live()
+	}
 	s.mu.Unlock()
 
-	s.release(unused)
+	s.release(unused, live)
 	close(t.done)
 }
 

@@ -24,7 +24,7 @@ import (
 
 var (
 	reference = flag.Bool("reference", false, "build with BuildKit only: checks the cases themselves")
-	sandboxes = flag.String("sandbox", string(rig.InPlace), "where hako builds: inplace, namespace, rootless, single, or all; several with commas")
+	sandboxes = flag.String("sandbox", string(rig.InPlace), "where hako builds: inplace, namespace, plain, rootless, single, or all; several with commas")
 	document  = flag.String("document", "", "write the document of results to this file of the repository")
 	cached    = flag.Bool("cached", false, "build with hako twice, and compare what comes out of its cache")
 	workers   = flag.Int("workers", 2, "cases built at a time")
@@ -164,7 +164,7 @@ func (s *suite) compare(ctx context.Context, c *rig.Case, want, got rig.Built, b
 	case err != nil:
 		return outcome{"failed", err.Error()}
 	case listed != nil && (listed.Words != nil || len(diffs) == 0):
-		return outcome{"not listed", fmt.Sprintf("the case does not show what entry %d of docs/differences.md says", listed.Entry)}
+		return outcome{"not listed", fmt.Sprintf("the case does not show what entry %s of docs/differences.md says", listed.Entry)}
 	case listed != nil:
 		return outcome{verdict: "listed"}
 	case len(diffs) > 0:

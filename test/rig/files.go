@@ -237,6 +237,7 @@ func addTree(tw *tar.Writer, source string) error {
 		name, _ := filepath.Rel(source, p)
 		h.Name, h.Uid, h.Gid, h.Uname, h.Gname = name, 500, 600, "", ""
 		h.ModTime, h.Format = time.Date(2018, 7, 6, 5, 4, 3, 0, time.UTC), tar.FormatPAX
+		h.AccessTime, h.ChangeTime = time.Time{}, time.Time{} // each copy of a case has its own
 		if d.IsDir() {
 			h.Name += "/"
 		}

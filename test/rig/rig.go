@@ -44,6 +44,8 @@ type Rig struct {
 	servers  []*server
 
 	podmanOnce sync.Once
+	plainOnce  sync.Once
+	plainErr   error
 	podman     *Podman
 	podmanErr  error
 }
@@ -116,6 +118,7 @@ func (r *Rig) Close() error {
 	if r.socket != nil {
 		errs = append(errs, r.socket.Close())
 	}
+	errs = append(errs, unmountBelow(filepath.Join(r.Dir, "plain")))
 	if r.server != nil {
 		r.server.Close()
 	}

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Sandbox is where, and with which rights, hako runs a case's commands.
@@ -23,15 +25,17 @@ const (
 	Namespace Sandbox = "namespace" // on this machine, as root
 	Rootless  Sandbox = "rootless"  // on this machine, as a user with subordinate ids
 	SingleID  Sandbox = "single"    // on this machine, as a user without any
+	Plain     Sandbox = "plain"     // as Namespace, where overlayfs is refused
 )
 
 // Sandboxes lists them all.
-func Sandboxes() []Sandbox { return []Sandbox{InPlace, Namespace, Rootless, SingleID} }
+func Sandboxes() []Sandbox { return []Sandbox{InPlace, Namespace, Plain, Rootless, SingleID} }
 
 // About says in a few words what a sandbox is.
 func (s Sandbox) About() string {
 	return map[Sandbox]string{
 		InPlace: "in place, in an ordinary pod", Namespace: "namespaces, as root",
+		Plain:    "namespaces, as root, without overlayfs",
 		Rootless: "namespaces, as a user with subordinate ids", SingleID: "namespaces, as a user with one id",
 	}[s]
 }
@@ -139,7 +143,39 @@ func (r *Rig) hako(ctx context.Context, c *Case, dir string, s Sandbox, runs boo
 		return r.hakoInPod(ctx, c, dir, out, cache)
 	}
 	work := filepath.Join(r.Dir, "work", c.Name+"."+string(s))
+	if s == Plain {
+		dir, err := r.PlainDir()
+		if err != nil {
+			return Built{Err: err}
+		}
+		work = filepath.Join(dir, c.Name)
+	}
 	return built(exec.CommandContext(ctx, r.HakoBin, r.onHost(c, paths{dir, out, r.socket.path(), cache}, work)...), out)
+}
+
+// PlainDir returns a directory that the kernel lets nobody lay an overlay over, as
+// it lies on one already. Users other than root may write to it.
+func (r *Rig) PlainDir() (string, error) {
+	at := filepath.Join(r.Dir, "plain", "at")
+	r.plainOnce.Do(func() {
+		opt := ""
+		for _, name := range []string{"lower", "upper", "work", "at"} {
+			dir := filepath.Join(r.Dir, "plain", name)
+			if r.plainErr = os.MkdirAll(dir, 0o755); r.plainErr != nil {
+				return
+			}
+			if name != "at" {
+				opt += "," + name + "dir=" + dir
+			}
+		}
+		if r.plainErr = unix.Mount("overlay", at, "overlay", 0, opt[1:]); r.plainErr == nil {
+			r.plainErr = os.Chmod(at, 0o1777)
+		}
+	})
+	if r.plainErr != nil {
+		return "", fmt.Errorf("mount an overlay: %w", r.plainErr)
+	}
+	return at, nil
 }
 
 // onHost are the arguments of a build on this machine, whose files a command
