@@ -40,6 +40,9 @@ var ErrNothingToDo = errors.New("nothing to do with the result: add --push, -o o
 // executes the graph, puts the container back as it was and sends the image
 // where it was asked for.
 func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) {
+	if err := enter(ctx, &opt); err != nil {
+		return nil, err
+	}
 	if !opt.Cache.isOn() {
 		return runOnce(ctx, opt, nil, sink)
 	}

@@ -76,8 +76,11 @@ func (r *room) choose(ctx context.Context) choice {
 	var nerr error
 	if r.opt.Isolation != isolationInPlace {
 		var t *sandbox.Trial
-		if t, nerr = sandbox.TryNamespace(ctx, r.work()); nerr == nil {
+		if t, nerr = sandbox.TryNamespace(ctx, r.work()); nerr == nil && t.Enter == "" {
 			return choice{kind: isolationNamespace, why: t.String(), trial: t}
+		}
+		if nerr == nil {
+			nerr = errors.New("this program would have to be started in a user namespace")
 		}
 		if r.opt.Isolation == isolationNamespace {
 			return choice{err: &NoSandboxError{
@@ -94,6 +97,19 @@ func (r *room) choose(ctx context.Context) choice {
 		c.why = nerr.Error()
 	}
 	return c
+}
+
+// enter starts this program again in a user namespace if commands can have
+// namespaces only there. It comes before anything is opened.
+func enter(ctx context.Context, opt *Options) error {
+	if opt.Supervisor == nil || opt.Isolation == isolationInPlace || !asRoot(opt) || opt.Supervisor.Entered || sandbox.IsAdmin() {
+		return nil
+	}
+	t, err := sandbox.TryNamespace(ctx, workDir(opt))
+	if err != nil || t.Enter == "" {
+		return nil //nolint:nilerr // whoever needs a sandbox tries again and says why
+	}
+	return opt.Supervisor.Enter()
 }
 
 // namespace tries that sandbox and describes it.
@@ -137,7 +153,29 @@ func (r *room) unsupported(op *pb.ExecOp, p *pb.Platform) error {
 	if c.err != nil {
 		return c.err
 	}
-	return unsupported(op, r.foreign(p), c.kind)
+	if err := unsupported(op, r.foreign(p), c.kind); err != nil || c.kind != isolationNamespace {
+		return err
+	}
+	return unsupportedTrial(op, c.trial)
+}
+
+// unsupportedTrial is what this place does not give the namespace sandbox.
+func unsupportedTrial(op *pb.ExecOp, t *sandbox.Trial) error {
+	if op.Meta.Hostname != "" && t.OuterHostname {
+		return &sandbox.UnsupportedError{
+			What: "--hostname", Why: "the host name is the container's (sethostname: EPERM)", Remedy: "remove it",
+		}
+	}
+	if !t.OneID {
+		return nil
+	}
+	for _, m := range op.Mounts {
+		uid, gid := max(m.GetSecretOpt().GetUid(), m.GetSSHOpt().GetUid()), max(m.GetSecretOpt().GetGid(), m.GetSSHOpt().GetGid())
+		if uid != 0 || gid != 0 {
+			return sandbox.NotMapped(fmt.Sprintf("RUN --mount=type=%s of the owner %d:%d", strings.ToLower(m.MountType.String()), uid, gid))
+		}
+	}
+	return nil
 }
 
 // serial tells whether commands run one at a time.

@@ -36,7 +36,7 @@ type confinement struct {
 	// directory outside to attach it at.
 	Root     int
 	Stage    string
-	Hostname string
+	Hostname string // "" leaves it as it is
 	Mounts   []confinedMount
 	// Masked and ReadOnly paths are hidden and protected as BuildKit does.
 	Masked, ReadOnly []string
@@ -110,6 +110,8 @@ func confine() int {
 	return 125
 }
 
+const setHostname = "set the host name"
+
 type execError struct{ errno unix.Errno }
 
 func (e *execError) Error() string { return e.errno.Error() }
@@ -117,8 +119,10 @@ func (e *execError) Error() string { return e.errno.Error() }
 // enter makes the root and becomes the command.
 func (c *confinement) enter() error {
 	unix.Umask(0)
-	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
-		return fmt.Errorf("set the host name: %w", err)
+	if c.Hostname != "" {
+		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+			return fmt.Errorf("%s: %w", setHostname, err)
+		}
 	}
 	// Nothing that is mounted from here on gets out.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {

@@ -72,9 +72,9 @@ func (s *Namespace) systemMounts() []confinedMount {
 // networkFiles are /etc/resolv.conf, this machine's, and /etc/hosts as BuildKit's
 // (executor/oci/hosts.go).
 func (s *Namespace) networkFiles(p *Process) []confinedMount {
-	name := p.Hostname
+	name := s.hostname(p)
 	if name == "" {
-		name = defaultHostname
+		name, _ = os.Hostname()
 	}
 	hosts := fmt.Appendf(nil, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", name)
 	for _, h := range p.ExtraHosts {
@@ -85,6 +85,17 @@ func (s *Namespace) networkFiles(p *Process) []confinedMount {
 		{Dest: "etc/resolv.conf", Data: append([]byte{}, s.opt.ResolvConf...), Mode: 0o644, Flags: flags},
 		{Dest: "etc/hosts", Data: hosts, Mode: 0o644, Flags: flags},
 	}
+}
+
+// hostname returns the name that a command's host gets; "" for none of its own.
+func (s *Namespace) hostname(p *Process) string {
+	if s.trial.OuterHostname {
+		return ""
+	}
+	if p.Hostname != "" {
+		return p.Hostname
+	}
+	return defaultHostname
 }
 
 func maskedPaths() []string {
@@ -142,12 +153,9 @@ func oneIDError(user string) error {
 // confinement describes everything to the process that becomes the command.
 func (s *Namespace) confinement(p *Process, pre *prepared, pl *nsPlacer) (*confinement, error) {
 	c := &confinement{
-		Root: firstFD, Stage: s.stage, Hostname: p.Hostname,
+		Root: firstFD, Stage: s.stage, Hostname: s.hostname(p),
 		Loopback: p.NoNetwork, UID: pre.uid, GID: pre.gid, Groups: pre.groups, OneID: s.trial.OneID,
 		Caps: defaultCapMask, Filter: s.filter, Args: p.Args, Env: pre.env, Cwd: pre.cwd, Exe: pre.exe,
-	}
-	if c.Hostname == "" {
-		c.Hostname = defaultHostname
 	}
 	all := append(s.systemMounts(), s.networkFiles(p)...)
 	// A mount of the command's own replaces the system's at the same place.

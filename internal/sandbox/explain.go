@@ -37,6 +37,12 @@ func (e *ExitError) Explain() string {
 // moreIDs is how an ordinary user gets the ids that images need.
 const moreIDs = "give this user subordinate ids: lines in /etc/subuid and /etc/subgid, and the programs newuidmap and newgidmap (package uidmap)"
 
+// NotMapped returns the error of something that needs ids which an ordinary user does
+// not have.
+func NotMapped(what string) error {
+	return &UnsupportedError{What: what, Why: "only one user id is mapped here", Remedy: moreIDs}
+}
+
 func (e *ExitError) explainOOM() string {
 	s := fmt.Sprintf(" killed by signal 9 after %s: out of memory.", e.took())
 	if e.Limit == 0 {

@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func Init(args []string) ([]string, *Supervisor) {
 		// The environment goes on as it is.
 		gate(append([]string{args[0]}, args[2:]...), os.Environ()) //nolint:forbidigo // see above
 		os.Exit(125)                                               //nolint:forbidigo // see above
-	case mappedArg, engineArg:
+	case mappedArg, enteredArg, engineArg:
 		rest := append([]string{args[0]}, args[2:]...)
 		if len(rest) == 3 && helper(rest[1], rest[2]) {
 			os.Exit(0) //nolint:forbidigo // it was all there is to do
@@ -44,7 +45,7 @@ func Init(args []string) ([]string, *Supervisor) {
 		// Becoming root of a user namespace has cleared it.
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
 		keepFiles()
-		return rest, &Supervisor{pipe: os.NewFile(3, "supervisor"), Mapped: args[1] == mappedArg}
+		return rest, &Supervisor{pipe: os.NewFile(3, "supervisor"), Mapped: args[1] == mappedArg, Entered: args[1] == enteredArg}
 	}
 	if !wantsEngine(args) {
 		return args, nil
@@ -52,6 +53,20 @@ func Init(args []string) ([]string, *Supervisor) {
 	s := &supervisor{}
 	os.Exit(s.run(args)) //nolint:forbidigo // the supervisor is a program of its own
 	return nil, nil
+}
+
+// Enter ends this process; the supervisor starts it again as root of a user
+// namespace, where it has rights that this container's root lacks. Nothing must
+// have been done or opened yet. It returns only if that is not possible.
+func (s *Supervisor) Enter() error {
+	if s == nil || s.Entered || s.Mapped {
+		return errors.New("enter a user namespace: nobody to start this program again")
+	}
+	if err := s.tell(tellEnter, "a user namespace"); err != nil {
+		return err
+	}
+	os.Exit(0) //nolint:forbidigo // see above
+	return nil
 }
 
 // keepFiles sees to it that no program started from here gets open files but those

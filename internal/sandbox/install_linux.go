@@ -215,8 +215,10 @@ func Possible(workDir string) error {
 	if err := unix.Stat(workDir, &work); err != nil {
 		return fmt.Errorf("look at %s: %w", workDir, err)
 	}
-	if root.Dev != work.Dev {
-		return fmt.Errorf("%s is on another file system than /: nothing can be renamed between them", workDir)
+	for _, d := range []string{workDir, filepath.Join(workDir, "work")} {
+		if err := unix.Stat(d, &work); err == nil && root.Dev != work.Dev {
+			return fmt.Errorf("%s is on another file system than /: nothing can be renamed between them", d)
+		}
 	}
 	probe, err := os.MkdirTemp(workDir, "probe")
 	if err != nil {

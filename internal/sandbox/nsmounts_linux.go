@@ -118,11 +118,7 @@ func ownerNotMapped(m *Mount) error {
 	if uid == 0 && gid == 0 {
 		return nil
 	}
-	return &UnsupportedError{
-		What:   fmt.Sprintf("RUN --mount=type=%s of the owner %d:%d", m.Type, uid, gid),
-		Why:    "only one user id is mapped here",
-		Remedy: moreIDs,
-	}
+	return NotMapped(fmt.Sprintf("RUN --mount=type=%s of the owner %d:%d", m.Type, uid, gid))
 }
 
 // withoutDevices shows a tree where the kernel makes no device nodes.

@@ -39,7 +39,9 @@ func (d *detached) close() error {
 // takes it off again. It happens in a thread with a mount namespace of its own,
 // which ends with it: nobody else ever sees the mount. (The newer calls that do
 // without a thread take overlay options of 255 bytes only, before Linux 6.8.)
-func detach(at string, mount func() error) (*detached, error) {
+// There too set, if given, changes the mount that is for the command: the right to
+// do so comes from the thread's mount namespace.
+func detach(at string, mount func() error, set func(fd int) error) (*detached, error) {
 	type result struct {
 		d   *detached
 		err error
@@ -50,7 +52,11 @@ func detach(at string, mount func() error) (*detached, error) {
 		// state behind, ends with the goroutine.
 		runtime.LockOSThread()
 		var r result
-		r.d, r.err = detachHere(at, mount)
+		if r.d, r.err = detachHere(at, mount); r.err == nil && set != nil {
+			if r.err = set(int(r.d.child.Fd())); r.err != nil {
+				r.err = errors.Join(r.err, r.d.close())
+			}
+		}
 		done <- r
 	}()
 	r := <-done
@@ -90,7 +96,7 @@ func cloneMount(path string) (*os.File, error) {
 
 // detachDir returns the plain directory dir as a mount.
 func detachDir(dir string) (*detached, error) {
-	return detach(dir, func() error { return nil })
+	return detach(dir, func() error { return nil }, nil)
 }
 
 // detachOverlay mounts directories of dir on top of each other: lowers, top
@@ -121,7 +127,7 @@ func detachOverlay(dir, at string, lowers []string, upper, work string, user boo
 			return fmt.Errorf("mount an overlay: %w", err)
 		}
 		return nil
-	})
+	}, nil)
 }
 
 // newUpper makes the directories name and name+".work" in dir for an overlay over

@@ -5,7 +5,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -132,24 +131,21 @@ func (r *plainRoot) drop() { _ = layer.RemoveAllUntil(r.p.pool.ctx, r.dir) }
 // detachPlain returns a directory as a mount for commands: what the mount that it
 // lies on forbids them, it must not, but for devices, which they get in /dev.
 func detachPlain(dir string) (*detached, error) {
-	d, err := detachDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	fd := int(d.child.Fd())
-	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV})
-	var st unix.Statfs_t
-	if err == nil {
-		err = unix.Fstatfs(fd, &st)
-	}
-	if err == nil && st.Flags&(unix.ST_NOEXEC|unix.ST_NOSUID|unix.ST_RDONLY) != 0 {
-		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: noExec | noSuid | rdOnly})
-		if err != nil {
-			err = fmt.Errorf("%s lies on a mount that is noexec, nosuid or read-only (mount_setattr: %w)", dir, err)
+	return detach(dir, func() error { return nil }, func(fd int) error {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: noDev}); err != nil {
+			return fmt.Errorf("mount_setattr: %w", err)
 		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, d.close())
-	}
-	return d, nil
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(fd, &st); err != nil {
+			return fmt.Errorf("look at the root's mount: %w", err)
+		}
+		if st.Flags&(unix.ST_NOEXEC|unix.ST_NOSUID|unix.ST_RDONLY) == 0 {
+			return nil
+		}
+		err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: noExec | noSuid | rdOnly})
+		if err != nil {
+			return fmt.Errorf("%s lies on a mount that is noexec, nosuid or read-only (mount_setattr: %w)", dir, err)
+		}
+		return nil
+	})
 }

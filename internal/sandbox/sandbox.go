@@ -167,6 +167,9 @@ type Supervisor struct {
 	// Mapped: this process is root only in a user namespace that was made for it; an
 	// ordinary user started it.
 	Mapped bool
+	// Entered: root started it, and it is in such a namespace because it asked for
+	// that.
+	Entered bool
 }
 
 // tell tells what to do if this process is killed. A nil Supervisor does nothing.
@@ -185,6 +188,7 @@ func (s *Supervisor) tell(what, dir string) error {
 const (
 	tellRestore = "restore"
 	tellSweep   = "sweep"
+	tellEnter   = "enter" // to start the engine again, in a user namespace
 )
 
 // An UnsupportedError is returned for what this place cannot honour; it is

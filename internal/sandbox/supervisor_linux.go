@@ -33,6 +33,8 @@ type supervisor struct {
 	// tells is set for kaniko's personality, which tells Kubernetes how it ended,
 	// unless the digest is to go there.
 	tells bool
+	// enters: the engine has asked for a user namespace.
+	enters bool
 }
 
 func (s *supervisor) run(args []string) int {
@@ -45,19 +47,11 @@ func (s *supervisor) run(args []string) int {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
-	r, w, err := os.Pipe()
+	done, err := s.engine(args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
 		return 1
 	}
-	s.pipe = r
-	if err := s.start(args, w); err != nil {
-		fmt.Fprintf(os.Stderr, "error building image: start: %v\n", err)
-		return 1
-	}
-	w.Close()
-	done := make(chan unix.WaitStatus, 1)
-	go func() { done <- reapUntil(s.cmd.Process.Pid) }()
 	// A terminal sends its signals to both of us.
 	_, terr := unix.IoctlGetTermios(0, unix.TCGETS)
 	for {
@@ -68,13 +62,47 @@ func (s *supervisor) run(args []string) int {
 				_ = s.cmd.Process.Signal(n)
 			}
 		case ws := <-done:
-			return s.finish(ws)
+			told := s.end()
+			if ws.Signaled() || s.enters || !strings.HasPrefix(told, tellEnter+" ") {
+				return s.finish(ws, told)
+			}
+			s.enters = true
+			if done, err = s.engine(args); err != nil {
+				fmt.Fprintf(os.Stderr, "error building image: start in a user namespace: %v\n", err)
+				return 1
+			}
 		}
 	}
 }
 
+// engine starts the engine and returns a channel that tells how it ended.
+func (s *supervisor) engine(args []string) (<-chan unix.WaitStatus, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	s.pipe = r
+	if err := s.start(args, w); err != nil {
+		return nil, err
+	}
+	done := make(chan unix.WaitStatus, 1)
+	pid := s.cmd.Process.Pid
+	go func() { done <- reapUntil(pid) }()
+	return done, nil
+}
+
+// end ends what the engine left running and returns what it told.
+func (s *supervisor) end() string {
+	killDescendants()
+	told, _ := io.ReadAll(s.pipe)
+	s.pipe.Close()
+	return string(told)
+}
+
 // start starts the engine. An ordinary user's gets a user namespace, if the
-// kernel gives one: without it only what needs no rights can be done.
+// kernel gives one: without it only what needs no rights can be done. Root's gets
+// one if it has asked for it.
 func (s *supervisor) start(args []string, w *os.File) error {
 	command := func(arg string) *exec.Cmd {
 		return &exec.Cmd{
@@ -82,6 +110,10 @@ func (s *supervisor) start(args []string, w *os.File) error {
 			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{w},
 			SysProcAttr: &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM},
 		}
+	}
+	if s.enters {
+		s.ids, s.cmd = sameIDs(), command(enteredArg)
+		return s.ids.enter(context.Background(), s.cmd)
 	}
 	if os.Geteuid() != 0 {
 		for _, ids := range []*idMaps{findIDs(), {}} {
@@ -138,14 +170,12 @@ func reapUntil(pid int) unix.WaitStatus {
 	}
 }
 
-// finish ends what the engine left running and restores the container.
-func (s *supervisor) finish(ws unix.WaitStatus) int {
-	killDescendants()
-	work, _ := io.ReadAll(s.pipe)
+// finish restores the container if the engine was killed.
+func (s *supervisor) finish(ws unix.WaitStatus, told string) int {
 	if !ws.Signaled() {
 		return ws.ExitStatus()
 	}
-	state := s.clean(string(work))
+	state := s.clean(told)
 	code, kind := 128+int(ws.Signal()), "killed"
 	if limit := s.memory.limit(); s.memory.kills() > s.ooms && limit > 0 {
 		kind = "oom"

@@ -29,6 +29,12 @@ type Trial struct {
 	// Plain says why overlayfs cannot be had, so that roots are plain directories;
 	// empty if it can.
 	Plain string
+	// OuterHostname: commands see this container's host name, since a filter refuses
+	// sethostname to whoever was started without CAP_SYS_ADMIN.
+	OuterHostname bool
+	// Enter says why root has to enter a user namespace first, see
+	// [Supervisor.Enter]; empty if that is not so.
+	Enter string
 	// Cgroup namespaces exist.
 	Cgroup bool
 }
@@ -39,6 +45,30 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 	if os.Geteuid() != 0 {
 		return tryAsUser(ctx, workDir)
 	}
+	t, err := tryHere(ctx, workDir)
+	if err == nil || !errors.Is(err, unix.EPERM) {
+		return t, err
+	}
+	// Root of a container may lack the right to make namespaces (CAP_SYS_ADMIN), and
+	// get it in a user namespace.
+	t, uerr := tryAsUser(ctx, workDir)
+	if uerr != nil {
+		return nil, fmt.Errorf("%w, and %w", err, uerr)
+	}
+	t.Enter = err.Error()
+	return t, nil
+}
+
+// IsAdmin tells whether this process has CAP_SYS_ADMIN, which making mounts and all
+// namespaces but one takes.
+func IsAdmin() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// tryHere tries it without a new user namespace.
+func tryHere(ctx context.Context, workDir string) (*Trial, error) {
 	t := &Trial{}
 	t.readIDs()
 	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil {
@@ -65,6 +95,8 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 			t.Plain = noOverlay.Error()
 		case !t.BoundProc && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), "/proc:"):
 			t.BoundProc = true
+		case !t.OuterHostname && errors.Is(err, unix.EPERM) && strings.Contains(err.Error(), setHostname+":"):
+			t.OuterHostname = true
 		default:
 			return nil, err
 		}
@@ -72,11 +104,8 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 }
 
 func (t *Trial) readIDs() {
-	lines := readIDMap()
-	if len(lines) == 0 {
-		return
-	}
-	t.UserNamespace = lines[0] != "0 0 4294967295"
+	lines := readIDMap("uid_map")
+	t.UserNamespace = inUserNamespace()
 	t.OneID = len(lines) == 1 && strings.HasSuffix(lines[0], " 1")
 }
 
@@ -99,7 +128,7 @@ func (t *Trial) try(ctx context.Context, dir string) error {
 	defer func() { _ = m.close() }()
 	s := &Namespace{trial: t}
 	c := &confinement{
-		Root: firstFD, Stage: stage, Hostname: defaultHostname, Mounts: s.systemMounts(), OneID: t.OneID, Caps: defaultCapMask,
+		Root: firstFD, Stage: stage, Hostname: s.hostname(&Process{}), Mounts: s.systemMounts(), OneID: t.OneID, Caps: defaultCapMask,
 		Masked: maskedPaths(), ReadOnly: readOnlyPaths(), Cwd: "/",
 	}
 	if t.BoundProc {
@@ -190,18 +219,25 @@ func (t *Trial) enter(c *confinement, root *os.File) error {
 
 // String describes the place in a few words.
 func (t *Trial) String() string {
-	s := "overlayfs"
-	if t.Plain != "" {
-		s = "plain directories, as " + t.Plain
-	}
+	var s []string
 	switch {
 	case t.OneID:
-		s = "user namespace with one id, " + s
+		s = append(s, "user namespace with one id")
+	case t.Enter != "":
+		s = append(s, "user namespace, for want of rights outside one ("+t.Enter+")")
 	case t.UserNamespace:
-		s = "user namespace, " + s
+		s = append(s, "user namespace")
+	}
+	if t.Plain == "" {
+		s = append(s, "overlayfs")
+	} else {
+		s = append(s, "plain directories ("+t.Plain+")")
 	}
 	if t.BoundProc {
-		s += ", this container's /proc"
+		s = append(s, "this container's /proc")
 	}
-	return s
+	if t.OuterHostname {
+		s = append(s, "its host name")
+	}
+	return strings.Join(s, ", ")
 }

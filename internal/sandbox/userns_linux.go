@@ -32,6 +32,8 @@ const (
 	gateArg = "--hako-gate"
 	// mappedArg is engineArg in such a namespace.
 	mappedArg = "--hako-mapped"
+	// enteredArg is the same for root, who has asked for it.
+	enteredArg = "--hako-entered"
 	// tryArg tries the namespace sandbox and prints a tryAnswer.
 	tryArg = "--hako-try"
 	// sweepArg removes what killed builds have left.
@@ -44,10 +46,31 @@ const gateFD = 4
 // An idMaps says how to map ids. Without ranges it is the user's own id alone.
 type idMaps struct {
 	uids, gids []user.SubID
+	// same are root's: all ids that there are, as they are.
+	sameUIDs, sameGIDs []syscall.SysProcIDMap
+}
+
+// sameIDs returns the maps of root, who needs nobody to grant them.
+func sameIDs() *idMaps {
+	same := func(file string) (out []syscall.SysProcIDMap) {
+		for _, l := range readIDMap(file) {
+			var m syscall.SysProcIDMap
+			var outside int
+			if n, _ := fmt.Sscan(l, &m.ContainerID, &outside, &m.Size); n == 3 {
+				m.HostID = m.ContainerID
+				out = append(out, m)
+			}
+		}
+		return out
+	}
+	return &idMaps{sameUIDs: same("uid_map"), sameGIDs: same("gid_map")}
 }
 
 // findIDs returns the maps of this user.
 func findIDs() *idMaps {
+	if os.Geteuid() == 0 {
+		return sameIDs()
+	}
 	m := &idMaps{}
 	uid := os.Getuid()
 	name := strconv.Itoa(uid)
@@ -72,6 +95,11 @@ func (m *idMaps) enter(ctx context.Context, cmd *exec.Cmd) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+	if len(m.sameUIDs) > 0 {
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = m.sameUIDs, m.sameGIDs
+		cmd.SysProcAttr.GidMappingsEnableSetgroups = true
+		return cmd.Start()
+	}
 	if len(m.uids) == 0 {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
@@ -165,7 +193,7 @@ func tryAsUser(ctx context.Context, workDir string) (*Trial, error) {
 
 // answerTry is the child's side.
 func answerTry(workDir string) {
-	t, err := TryNamespace(context.Background(), workDir)
+	t, err := tryHere(context.Background(), workDir)
 	a := tryAnswer{Trial: t}
 	if err != nil {
 		a.Err = err.Error()
@@ -176,9 +204,23 @@ func answerTry(workDir string) {
 	_ = json.NewEncoder(os.Stdout).Encode(a)
 }
 
-// readIDMap returns the lines of this process's user id map.
-func readIDMap() []string {
-	b, err := os.ReadFile("/proc/self/uid_map")
+// initialNamespace is the user namespace that a machine boots with: its number is a
+// constant of the kernel (PROC_USER_INIT_INO).
+const initialNamespace = "user:[4026531837]"
+
+// inUserNamespace tells whether this process is in another one. One that maps
+// all ids to themselves does not show by its map.
+func inUserNamespace() bool {
+	if ns, err := os.Readlink("/proc/self/ns/user"); err == nil {
+		return ns != initialNamespace
+	}
+	m := readIDMap("uid_map")
+	return len(m) > 0 && m[0] != "0 0 4294967295"
+}
+
+// readIDMap returns the lines of a map of this process's ids.
+func readIDMap(name string) []string {
+	b, err := os.ReadFile("/proc/self/" + name)
 	if err != nil {
 		return nil
 	}

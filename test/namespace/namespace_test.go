@@ -159,6 +159,17 @@ func TestSameDigest(t *testing.T) {
 	local("root", 0, "2")
 	local("root again", 0, "2")
 	local("root, one CPU", 0, "1")
+	plain, err := w.rig.PlainDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reach(t, plain)
+	for _, uid := range []uint32{0, nobody} {
+		name := map[uint32]string{0: "root on plain directories", nobody: "user with one id on plain directories"}[uid]
+		work, out := filepath.Join(plain, fmt.Sprint(uid)), filepath.Join(workDir(t, int(uid)), "out")
+		cmd := w.command(t.Context(), uid, work, append(fixed, "--oci-layout-path="+out)...)
+		build(name, out, cmd, "2")
+	}
 	local("user with one id", nobody, "2")
 	local("user with one id, one CPU", nobody, "1")
 	local("user with one id, one CPU again", nobody, "1")
@@ -173,7 +184,8 @@ func TestSameDigest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inPlace := func(name, cpus string) {
+	// In a container FROM scratch there is nothing of a host to lean on.
+	container := func(name, box, cpus string, args ...string) {
 		out := t.TempDir()
 		res, err := p.Run(t.Context(), rig.PodSpec{
 			Image: image,
@@ -181,21 +193,38 @@ func TestSameDigest(t *testing.T) {
 				"/kaniko/hako", "build", "--progress=plain", "--no-push", "-t=x:1", "--insecure-registry=" + w.rig.Registry, "--oci-layout-path=/.rig/out", "/.rig/in",
 			}, fixed...),
 			Mounts: []rig.Mount{{Source: w.dir, Target: "/.rig/in", ReadOnly: true}, {Source: out, Target: "/.rig/out"}},
-			Env:    []string{"GOMAXPROCS=" + cpus},
+			Env:    []string{"GOMAXPROCS=" + cpus}, Args: args,
 		})
 		if err != nil || res.Exit != 0 {
 			t.Fatalf("%s: %v, exit %d\n%s%s", name, err, res.Exit, res.Stdout, res.Stderr)
 		}
+		if !strings.Contains(res.Stderr, "[internal] "+box) {
+			t.Errorf("%s: not in the %s\n%s", name, box, res.Stderr)
+		}
 		digests[name] = layoutDigest(t, out)
 	}
-	inPlace("in place", "2")
-	inPlace("in place again", "2")
-	inPlace("in place, one CPU", "1")
+	container("in place", "inplace sandbox", "2")
+	container("in place again", "inplace sandbox", "2")
+	container("in place, one CPU", "inplace sandbox", "1")
+	const unfiltered = "--security-opt=seccomp=unconfined"
+	volume := t.TempDir()
+	container("privileged", "namespace sandbox (plain directories", "2", "--privileged", unfiltered)
+	container("privileged with a volume", "namespace sandbox (overlayfs", "2", "--privileged", unfiltered, "--volume="+volume+":/kaniko/work")
+	container("user namespaces allowed", "namespace sandbox (user namespace, plain directories", "2", unfiltered)
+	container("the same with a volume", "namespace sandbox (user namespace, overlayfs", "2", unfiltered, "--volume="+volume+":/kaniko/work")
+	if profile := "/usr/share/containers/seccomp.json"; exists(profile) {
+		container("podman's filter", "namespace sandbox (user namespace, plain directories", "2", "--security-opt=seccomp="+profile)
+	}
 	for name, d := range digests {
 		if d != digests["in place"] {
 			t.Errorf("%s: %s, in place %s", name, d, digests["in place"])
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func layoutDigest(t *testing.T, dir string) string {
