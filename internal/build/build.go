@@ -112,22 +112,23 @@ func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink pr
 
 // A build is one run's parts.
 type build struct {
-	opt      *Options
-	sink     progress.Sink
-	clock    time.Time
-	network  *network
-	keys     *keychain.Chain
-	meter    *meter
-	store    *store.Store
-	endStore func() error
-	images   *images
-	depot    *store.Depot // of base images; nil: none
-	git      *source.GitClient
-	contexts *contexts
-	vault    *vault
-	room     *room
-	outputs  *outputs
-	cache    *buildCache // nil: none
+	opt       *Options
+	sink      progress.Sink
+	clock     time.Time
+	network   *network
+	keys      *keychain.Chain
+	meter     *meter
+	transfers *transfers
+	store     *store.Store
+	endStore  func() error
+	images    *images
+	depot     *store.Depot // of base images; nil: none
+	git       *source.GitClient
+	contexts  *contexts
+	vault     *vault
+	room      *room
+	outputs   *outputs
+	cache     *buildCache // nil: none
 	// cacheDirs are paths that it writes to.
 	cacheDirs []string
 	interp    *ops.Interpreter
@@ -137,7 +138,7 @@ type build struct {
 // open reads and opens whatever the build needs from outside. Nothing is opened
 // by its path later, when another root may be installed.
 func open(ctx context.Context, opt *Options, distrust map[string]bool, sink progress.Sink, now time.Time) (_ *build, err error) {
-	b := &build{opt: opt, sink: sink, meter: &meter{}, clock: now}
+	b := &build{opt: opt, sink: sink, meter: &meter{}, transfers: newTransfers(sink), clock: now}
 	if opt.SourceDateEpoch != nil {
 		b.clock = *opt.SourceDateEpoch
 	}
@@ -169,7 +170,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 		return nil, err
 	}
 	b.depot = b.openDepot()
-	client, err := newRegistry(opt, b.network, b.keys, b.meter.down, b.meter.up, keepIn(b.depot))
+	client, err := newRegistry(opt, b.network, b.keys, b.meter.down, b.meter.up, b.transfers.and(keepIn(b.depot)))
 	if err != nil {
 		return nil, err
 	}

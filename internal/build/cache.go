@@ -92,6 +92,7 @@ func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 	}
 	client, err := newRegistry(b.opt, b.network, b.keys, b.meter.down, b.meter.up, func(r *registry.Options) {
 		r.Retries, r.StallTimeout, r.Mirrors = 1, cacheStall, nil // mirrors are for images
+		b.transfers.tune(r)
 	})
 	if err != nil {
 		return err

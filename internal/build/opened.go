@@ -268,6 +268,10 @@ func frontendOpts(opt *Options, c *contexts) map[string]string {
 
 // RegistryClient returns a client for registries outside of a build.
 func RegistryClient(r Registry, env Env) (*registry.Client, error) {
+	return registryClient(r, env, func(*registry.Options) {})
+}
+
+func registryClient(r Registry, env Env, tune func(*registry.Options)) (*registry.Client, error) {
 	n, err := openNetwork(env)
 	if err != nil {
 		return nil, err
@@ -277,5 +281,5 @@ func RegistryClient(r Registry, env Env) (*registry.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openRegistry(opt, n, keys, nil, nil)
+	return newRegistry(opt, n, keys, nil, nil, tune)
 }

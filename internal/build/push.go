@@ -55,7 +55,7 @@ func Push(ctx context.Context, opt PushOptions, sink progress.Sink) (_ []Pushed,
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", opt.Image, err)
 	}
-	client, err := RegistryClient(opt.Registry, opt.Env)
+	client, err := registryClient(opt.Registry, opt.Env, newTransfers(sink).tune)
 	if err != nil {
 		return nil, err
 	}

@@ -165,6 +165,7 @@ func (w *warmer) open() (end func() error, err error) {
 	}
 	ends = append(ends, keys.Close)
 	client, err := newRegistry(opt, w.network, keys, nil, nil, func(o *registry.Options) {
+		newTransfers(w.sink).tune(o)
 		if o.Kept = w.depot; w.opt.Force {
 			o.Kept = forgetful{w.depot}
 		}

@@ -88,6 +88,7 @@ func (d *Display) newUI(w io.Writer, mode string, isTerminal func(io.Writer) boo
 	default:
 		return progressui.Display{}, fmt.Errorf("show progress: unknown mode %q; there are auto, tty, plain, rawjson, quiet and none", mode)
 	}
+	d.queue.sparse = uiMode == progressui.PlainMode
 	// A console has to be the file itself; elsewhere writes count as signs of life.
 	if uiMode == progressui.PlainMode || uiMode == progressui.RawJSONMode {
 		w = &activeWriter{w: w, activity: &d.activity}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -186,6 +187,28 @@ func TestStatusesAreMerged(t *testing.T) {
 	got := q.take(maxBatch)
 	if len(got.Statuses) != 1 || got.Statuses[0].Current != 999 {
 		t.Errorf("got %d statuses, first %+v", len(got.Statuses), got.Statuses[0])
+	}
+}
+
+// A log has a line after 5 s, 10 s, 20 s and so on, and one at the end.
+func TestStatusesInLogs(t *testing.T) {
+	t.Parallel()
+	q := newQueue()
+	q.sparse = true
+	var shown []int64
+	began := time.Unix(1000, 0)
+	for second := range int64(60) {
+		s := Status{Vertex: "v", ID: "blob", Current: second, Started: began, Time: began.Add(time.Duration(second) * time.Second)}
+		if second == 59 {
+			s.Completed = s.Time
+		}
+		q.add(s, &redactor{})
+		if got := q.take(maxBatch); got != nil {
+			shown = append(shown, got.Statuses[0].Current)
+		}
+	}
+	if want := []int64{5, 10, 20, 40, 59}; !slices.Equal(shown, want) {
+		t.Errorf("shown at %v, want %v", shown, want)
 	}
 }
 

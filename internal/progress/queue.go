@@ -26,6 +26,10 @@ type queue struct {
 	dropped  int64 // bytes of output that found no room
 	tails    map[streamKey][]byte
 	ends     map[digest.Digest][]byte // of the output of what has not succeeded
+	// sparse is for logs, which keep every line: how far something is comes after
+	// five seconds, ten, twenty and so on.
+	sparse bool
+	due    map[statusKey]time.Duration
 }
 
 // maxEnd is how much of a vertex's output is kept to be shown again.
@@ -47,6 +51,7 @@ func newQueue() queue {
 		statuses: map[statusKey]*client.VertexStatus{},
 		tails:    map[streamKey][]byte{},
 		ends:     map[digest.Digest][]byte{},
+		due:      map[statusKey]time.Duration{},
 	}
 }
 
@@ -154,10 +159,30 @@ func (q *queue) status(e Status) {
 		s.Completed = &e.Completed
 	}
 	key := statusKey{e.Vertex, e.ID}
+	if q.sparse && !q.isDue(key, e) {
+		return
+	}
 	if _, waiting := q.statuses[key]; !waiting {
 		q.order = append(q.order, key)
 	}
 	q.statuses[key] = s
+}
+
+// firstStatus is after how long a log says how far something is.
+const firstStatus = 5 * time.Second
+
+// isDue reports whether a log says now how far something is.
+func (q *queue) isDue(key statusKey, e Status) bool {
+	if !e.Completed.IsZero() {
+		delete(q.due, key)
+		return true
+	}
+	took := e.Time.Sub(e.Started)
+	if took < max(q.due[key], firstStatus) {
+		return false
+	}
+	q.due[key] = 2 * took
+	return true
 }
 
 func (q *queue) warn(e Warning) {

@@ -99,6 +99,7 @@ func (a *access) openBlob(ctx context.Context, desc ocispecs.Descriptor, offset 
 		err := b.a.retry(ctx, func() error { return b.a.fail(b.what(), b.connect()) })
 		if err == nil {
 			b.a.tellServed()
+			b.moving = a.begin(desc.Size, desc.Digest, false)
 		}
 		if err == nil || len(b.others) == 0 || ctx.Err() != nil {
 			return b, err
@@ -118,6 +119,7 @@ type blobReader struct {
 	desc ocispecs.Descriptor
 	off  int64
 
+	moving   Moving        // nil if nothing moves
 	body     io.ReadCloser // nil between connections
 	failures int           // since mark
 	mark     int64         // offset up to which progress was counted
@@ -146,6 +148,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		n, err := b.body.Read(p[:min(int64(len(p)), b.desc.Size-b.off)])
 		b.off += int64(n)
 		b.a.c.received(int64(n))
+		b.moving.At(b.off)
 		if b.off-b.mark >= progressUnit {
 			b.mark, b.failures = b.off, 0
 		}
@@ -248,6 +251,7 @@ func (b *blobReader) finish() error {
 	var one [1]byte
 	n, _ := io.ReadFull(b.body, one[:])
 	b.disconnect()
+	b.moving.End()
 	if n > 0 {
 		return b.a.fail(b.what(), fmt.Errorf("%w: the registry sent more than the %d bytes of the manifest", ErrWrongContent, b.desc.Size))
 	}
@@ -265,6 +269,9 @@ func (b *blobReader) disconnect() {
 // Close implements io.Closer.
 func (b *blobReader) Close() error {
 	b.disconnect()
+	if b.moving != nil {
+		b.moving.End()
+	}
 	if b.err == nil {
 		b.err = errors.New("read of a closed blob")
 	}

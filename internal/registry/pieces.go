@@ -59,7 +59,7 @@ func (a *access) sendPieces(ctx context.Context, up *upload) error {
 		return e
 	}
 	up.begun = nil
-	resp, err := a.finish(ctx, u, up.desc.Digest)
+	resp, err := a.finish(ctx, u, up.desc.Digest) //nolint:bodyclose // stored closes it
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,8 @@ func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispec
 	ran := false
 	res, err := c.uploads.do(ctx, dst.Name()+" "+desc.Digest.String(), func(ctx context.Context) (res PushResult, err error) {
 		ran = true
-		up := &upload{desc: desc, open: open}
+		up := &upload{desc: desc, open: open, moving: a.begin(desc.Size, desc.Digest, true)}
+		defer up.moving.End()
 		err = a.retry(ctx, func() (err error) {
 			res, err = a.pushBlob(ctx, up, from)
 			return a.fail(what, err)

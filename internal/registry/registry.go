@@ -96,6 +96,9 @@ type Options struct {
 	// Received and Sent, if set, are told of the bytes of blobs and manifests
 	// as they move, from many goroutines.
 	Received, Sent func(n int64)
+	// Transfer, if set, is told of each blob that begins to move, and returns who
+	// is told how far it is.
+	Transfer func(Transfer) Moving
 }
 
 // A Client talks to registries. It asks each question once: answers about

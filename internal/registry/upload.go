@@ -30,6 +30,7 @@ type upload struct {
 	// isSent tells that the whole was sent once: if the registry has it now, this
 	// is why.
 	isSent bool
+	moving Moving
 }
 
 // sendWhole uploads the blob in one request of known length, which all registries
@@ -179,7 +180,13 @@ func (a *access) sendBlob(ctx context.Context, method string, u *url.URL, up *up
 			if offset+n < up.desc.Size {
 				r = limited{io.LimitReader(r, n), r}
 			}
-			return &sizedReader{r: r, left: n, sent: a.c.sent, fail: func(err error) { source.Store(&err) }}, nil
+			at := offset
+			sent := func(n int64) {
+				at += n
+				a.c.sent(n)
+				up.moving.At(at)
+			}
+			return &sizedReader{r: r, left: n, sent: sent, fail: func(err error) { source.Store(&err) }}, nil
 		},
 	}
 	if method == http.MethodPut {

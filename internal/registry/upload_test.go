@@ -183,6 +183,47 @@ func TestUploadInPieces(t *testing.T) {
 	}
 }
 
+// What was resumed goes on where it was, also for those who are told.
+func TestTransferTold(t *testing.T) {
+	blob := randomBytes(1 << 20)
+	k := &keeper{blobs: map[string][]byte{}, cuts: []int{400_000}}
+	f := newFront(t, k.serve)
+	var mu sync.Mutex
+	var told []*track
+	c, _ := newClient(t, Options{Transfer: func(x Transfer) Moving {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, &track{Transfer: x})
+		return told[len(told)-1]
+	}})
+	if _, err := c.PushBlob(t.Context(), f.repo(t, "team/app"), descOf("", blob), opener(blob), nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 1 || !told[0].IsPush || told[0].Size != 1<<20 || told[0].at != 1<<20 || told[0].ended == 0 {
+		t.Errorf("told of the push %+v", told)
+	}
+}
+
+// A track is a Moving that remembers.
+type track struct {
+	Transfer
+	mu    sync.Mutex
+	at    int64
+	ended int
+}
+
+func (k *track) At(n int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.at = n
+}
+
+func (k *track) End() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended++
+}
+
 // How often something is tried again is said for each kind.
 func TestRetryBudgets(t *testing.T) {
 	blob := randomBytes(1000)
