@@ -83,12 +83,17 @@ func parse(address, scheme string) (object, error) {
 
 // refusal is a server's no, in words that hold no secrets.
 func refusal(status int, code, hint string, err error) error {
+	return &source.RemoteError{What: answered(status, code), Hint: hint, Err: err}
+}
+
+// answered returns "404 Not Found (NoSuchKey)".
+func answered(status int, code string) string {
 	text := http.StatusText(status)
 	what := fmt.Sprintf("%d %s", status, text)
 	if code != "" && code != text && code != strings.ReplaceAll(text, " ", "") {
 		what += " (" + code + ")"
 	}
-	return &source.RemoteError{What: what, Hint: hint, Err: err}
+	return what
 }
 
 // unreachable takes the URL, whose query may be a signature, out of an error of

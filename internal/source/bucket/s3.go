@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -35,11 +36,11 @@ type s3Object struct {
 
 // Open implements [source.Remote].
 func (o *s3Object) Open(ctx context.Context) (io.ReadCloser, error) {
-	cfg, err := o.config(ctx)
+	cfg, err := o.awsConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
-	isAnonymous, err := o.findCredentials(ctx, &cfg)
+	isAnonymous, err := findAWSCredentials(ctx, &cfg, credentialWait)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +59,7 @@ func (o *s3Object) get(ctx context.Context, cfg aws.Config) (io.ReadCloser, erro
 	pathStyle, _ := strconv.ParseBool(o.Getenv("S3_FORCE_PATH_STYLE"))
 	client := s3.NewFromConfig(cfg, func(opt *s3.Options) {
 		opt.UsePathStyle = pathStyle
-		if e := o.endpoint(); e != "" {
+		if e := o.s3Endpoint(); e != "" {
 			opt.BaseEndpoint = &e
 			// Servers of other makers do not know newer checksums.
 			opt.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
@@ -71,17 +72,20 @@ func (o *s3Object) get(ctx context.Context, cfg aws.Config) (io.ReadCloser, erro
 	return out.Body, nil
 }
 
-// endpoint returns the server that S3_ENDPOINT names, as a URL.
-func (o *s3Object) endpoint() string {
-	e := o.Getenv("S3_ENDPOINT")
+// s3Endpoint returns the server that S3_ENDPOINT names, as a URL.
+func (o *Options) s3Endpoint() string { return endpointURL(o.Getenv("S3_ENDPOINT")) }
+
+func endpointURL(e string) string {
 	if e != "" && !strings.Contains(e, "://") {
 		return "https://" + e
 	}
 	return e
 }
 
-func (o *s3Object) config(ctx context.Context) (aws.Config, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(o.client()), config.WithLogger(logging.Nop{}))
+// awsConfig reads what the SDK reads: the environment, and files.
+func (o *Options) awsConfig(ctx context.Context, more ...func(*config.LoadOptions) error) (aws.Config, error) {
+	more = append(more, config.WithHTTPClient(o.awsClient()), config.WithLogger(logging.Nop{}))
+	cfg, err := config.LoadDefaultConfig(ctx, more...)
 	if err != nil {
 		return cfg, fmt.Errorf("read the AWS configuration: %w", err)
 	}
@@ -91,8 +95,8 @@ func (o *s3Object) config(ctx context.Context) (aws.Config, error) {
 	return cfg, nil
 }
 
-// client returns the SDK's kind of client, which it adapts for metadata servers.
-func (o *s3Object) client() aws.HTTPClient {
+// awsClient returns the SDK's kind of client, which it adapts for metadata servers.
+func (o *Options) awsClient() aws.HTTPClient {
 	ours, ok := o.HTTP.Transport.(*http.Transport)
 	if !ok {
 		return o.HTTP
@@ -108,10 +112,10 @@ func (o *s3Object) client() aws.HTTPClient {
 	})
 }
 
-// findCredentials gets the first credentials. Where none are configured, the
+// findAWSCredentials gets the first credentials. Where none are configured, the
 // bucket may be public.
-func (o *s3Object) findCredentials(ctx context.Context, cfg *aws.Config) (isAnonymous bool, err error) {
-	bounded, cancel := search(ctx)
+func findAWSCredentials(ctx context.Context, cfg *aws.Config, wait time.Duration) (isAnonymous bool, err error) {
+	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	_, err = cfg.Credentials.Retrieve(bounded)
 	switch {
@@ -165,7 +169,7 @@ func (o *s3Object) explain(err error, isAnonymous bool) error {
 
 func (o *s3Object) hint(status int, code string, isAnonymous bool) string {
 	where := ""
-	if e := o.endpoint(); e != "" {
+	if e := o.s3Endpoint(); e != "" {
 		where = " at S3_ENDPOINT"
 	}
 	switch code {
