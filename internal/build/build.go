@@ -131,6 +131,7 @@ type build struct {
 	cache     *buildCache // nil: none
 	// cacheDirs are paths that it writes to.
 	cacheDirs []string
+	tokens    []*tokenFile // of the caches' credentials
 	interp    *ops.Interpreter
 	solver    *solver.Solver
 }
@@ -388,6 +389,9 @@ func (b *build) close() error {
 	}
 	if b.cache != nil {
 		errs = append(errs, b.cache.Close())
+	}
+	for _, f := range b.tokens {
+		errs = append(errs, f.close())
 	}
 	if b.keys != nil {
 		errs = append(errs, b.keys.Close())

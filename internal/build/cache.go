@@ -6,7 +6,6 @@ package build
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -49,7 +48,9 @@ type CacheOptions struct {
 // A CachePlace is one place to read from or write to.
 type CachePlace struct {
 	Dir string // an OCI layout, or
-	Ref string // a repository, with a tag or without
+	Ref string // a repository, with a tag or without, or
+	// S3 is a bucket.
+	S3 S3Place
 	// Beside is for an image's name: the cache is in its repository, under a tag of
 	// its own.
 	Beside bool
@@ -109,9 +110,11 @@ func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 			return fmt.Errorf("the cache's key in %s has %d bytes; 16 is the least", o.KeyFile, len(opt.Key))
 		}
 	}
-	if opt.From, opt.To, err = b.cachePlaces(client); err != nil {
+	x := &cacheOpener{build: b, client: client, distrust: distrust, opened: map[CachePlace]cache.Backend{}}
+	if opt.From, opt.To, err = x.places(ctx); err != nil {
 		return err
 	}
+	opt.Uploads = x.uploads
 	b.cache = &buildCache{Cache: cache.New(ctx, opt), opt: b.opt, salt: b.cacheSalt(), oneID: func() bool { return b.room.oneID() }}
 	return nil
 }
@@ -154,106 +157,6 @@ func (b *build) cacheSalt() string {
 	return strings.Join(parts, " ")
 }
 
-// cachePlaces opens the places to read from and to write to. One that is both is
-// opened once.
-func (b *build) cachePlaces(client *registry.Client) (from, to []cache.Backend, err error) {
-	o := &b.opt.Cache
-	defer func() {
-		if err != nil {
-			for _, p := range append(from, to...) {
-				_ = p.Close()
-			}
-		}
-	}()
-	opened := map[CachePlace]cache.Backend{}
-	open := func(p CachePlace, write bool) (cache.Backend, error) {
-		if known := opened[p]; known != nil {
-			return known, nil
-		}
-		place, err := openCachePlace(client, p, write)
-		opened[p] = place
-		b.ownCache(p)
-		return place, err
-	}
-	if o.Enabled {
-		main, err := b.mainCache(client, opened)
-		if err != nil {
-			return nil, nil, err
-		}
-		from = append(from, main)
-		if !o.NoPush {
-			to = append(to, main)
-		}
-	}
-	for _, p := range o.To {
-		place, err := open(p, true)
-		if err != nil {
-			return from, to, err
-		}
-		if !o.NoPush && !slices.Contains(to, place) {
-			to = append(to, place)
-		}
-	}
-	for _, p := range o.From {
-		place, err := open(p, false)
-		if errors.Is(err, os.ErrNotExist) && p.Dir != "" {
-			b.note("cache %s: it is not there", p.Dir) // the first build of a pipeline
-			continue
-		}
-		if err != nil {
-			return from, to, err
-		}
-		if !slices.Contains(from, place) {
-			from = append(from, place)
-		}
-	}
-	return from, to, nil
-}
-
-// mainCache is the one that --cache means.
-func (b *build) mainCache(client *registry.Client, opened map[CachePlace]cache.Backend) (cache.Backend, error) {
-	o := &b.opt.Cache
-	if o.Repo != "" {
-		p := ParseCachePlace(o.Repo)
-		place, err := openCachePlace(client, p, !o.NoPush)
-		if errors.Is(err, os.ErrNotExist) && o.NoPush {
-			return nil, fmt.Errorf("--cache-repo %s: it is not there, and --no-push-cache makes none", o.Repo)
-		}
-		opened[p] = place
-		b.ownCache(p)
-		return place, err
-	}
-	tags := b.outputs.tags()
-	if len(tags) == 0 {
-		names := b.opt.Names()
-		if len(names) == 0 {
-			return nil, errors.New("--cache: nothing says where it is: add --cache-repo REPOSITORY, or --cache-repo oci:DIR")
-		}
-		tag, err := destination(names[0])
-		if err != nil {
-			return nil, err
-		}
-		tags = append(tags, tag)
-	}
-	repo := tags[0].Context()
-	nested, err := name.NewRepository(repo.Name() + "/cache")
-	if err != nil {
-		return nil, fmt.Errorf("--cache: %s/cache is no repository: add --cache-repo: %w", repo.Name(), err)
-	}
-	return cache.InRegistry(cache.Repository{Client: client, Repo: nested, Else: &repo}), nil
-}
-
-// ownCache notes what this build writes to in a directory while commands run.
-func (b *build) ownCache(p CachePlace) {
-	dir, err := filepath.Abs(p.Dir)
-	if p.Dir == "" || err != nil {
-		return
-	}
-	for _, name := range cache.DirectoryNames() {
-		b.cacheDirs = append(b.cacheDirs, filepath.Join(dir, name))
-	}
-}
-
 // ParseCachePlace reads what --cache-repo names: oci:DIR or a path is a
 // directory, all else a repository.
 func ParseCachePlace(s string) CachePlace {
@@ -264,29 +167,6 @@ func ParseCachePlace(s string) CachePlace {
 		return CachePlace{Dir: s}
 	}
 	return CachePlace{Ref: s}
-}
-
-func openCachePlace(client *registry.Client, p CachePlace, write bool) (cache.Backend, error) {
-	if p.Dir != "" {
-		dir, err := filepath.Abs(p.Dir)
-		if err != nil {
-			return nil, err
-		}
-		place, err := cache.InDirectory(dir, write)
-		if err != nil {
-			return nil, fmt.Errorf("open the cache: %w", err)
-		}
-		return place, nil
-	}
-	r, err := registry.ParseReference(p.Ref)
-	if err != nil {
-		return nil, fmt.Errorf("cache %s: %w", p.Ref, err)
-	}
-	out := cache.Repository{Client: client, Repo: r.Context()}
-	if tag, ok := r.(name.Tag); ok && strings.HasSuffix(p.Ref, ":"+tag.TagStr()) && !p.Beside {
-		out.Tag = tag.TagStr()
-	}
-	return cache.InRegistry(out), nil
 }
 
 // inRegistry returns the layer of a base image that a cache speaks of. Where it is

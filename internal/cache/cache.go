@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cache remembers between builds what steps made, in a registry, an OCI
-// layout or a directory.
+// layout or a bucket.
 //
 // What a repository knows of one Dockerfile is a document: records of keys and
 // layers. It is read once, at the start of a build, and answers all questions.
@@ -15,6 +15,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,6 +75,8 @@ type Options struct {
 	// Settle waits until a layer that is being pushed elsewhere is there, so that
 	// it can be mounted from where Settle says; "" is nowhere.
 	Settle func(ctx context.Context, l *layer.Layer) (origin string)
+	// Uploads is how many layers are sent at the same time; 0 is 3.
+	Uploads int
 	// Warn says what does not work, once for each place and reason.
 	Warn func(text string)
 	Now  func() time.Time
@@ -130,7 +133,7 @@ func New(ctx context.Context, opt Options) *Cache {
 	}
 	cctx, cancel := context.WithCancel(ctx)
 	c := &Cache{
-		opt: opt, ctx: cctx, cancel: cancel, loaded: make(chan struct{}), slots: make(chan struct{}, 3), moved: newPulse(),
+		opt: opt, ctx: cctx, cancel: cancel, loaded: make(chan struct{}), slots: make(chan struct{}, cmp.Or(opt.Uploads, 3)), moved: newPulse(),
 		told: map[string]bool{}, packed: map[digest.Digest]*packing{},
 	}
 	for _, b := range opt.From {

@@ -15,15 +15,19 @@ import (
 // that finds everything writes nothing.
 const refreshAfter = 24 * time.Hour
 
+// A refresher is a place that drops blobs of a certain age, unless they are
+// refreshed before.
+type refresher interface {
+	refreshAfter() time.Duration
+	refresh(ctx context.Context, desc ocispecs.Descriptor) error
+}
+
 // export adds a record that was found, and was used last at the time was, to the
 // places that may not have it.
 func (c *Cache) export(r record, was time.Time, layers []docLayer, parts func(e *exported) error, from *imported) {
 	for _, e := range c.exports {
 		if e.Backend == from.Backend {
-			if r.Used.Sub(was) > refreshAfter {
-				e.addRecord(r, layers, c.opt.Key)
-				e.poke()
-			}
+			c.renew(e, r, was, layers)
 			continue
 		}
 		e.begin()
@@ -42,6 +46,44 @@ func (c *Cache) export(r record, was time.Time, layers []docLayer, parts func(e 
 			}
 		})
 	}
+}
+
+// renew writes down that a record of this place was of use again, if that was long
+// ago.
+func (c *Cache) renew(e *exported, r record, was time.Time, layers []docLayer) {
+	place, ok := e.Backend.(refresher)
+	after := refreshAfter
+	if ok {
+		after = place.refreshAfter()
+	}
+	if r.Used.Sub(was) <= after {
+		return
+	}
+	e.addRecord(r, layers, c.opt.Key)
+	if !ok {
+		e.poke()
+		return
+	}
+	e.begin()
+	c.jobs.Go(func() {
+		defer e.end()
+		for _, desc := range blobsOf(&r, layers) {
+			if e.isOff() || c.ctx.Err() != nil {
+				return
+			}
+			if err := place.refresh(c.ctx, desc); err != nil {
+				c.warn(e.Name(), "what was of use is not kept from expiring: "+err.Error())
+				return
+			}
+			c.moved.beat()
+		}
+	})
+}
+
+// blobsOf returns the blobs that a record needs.
+func blobsOf(r *record, layers []docLayer) []ocispecs.Descriptor {
+	d := document{Layers: layers, Records: []record{*r}}
+	return d.blobs()
 }
 
 // partBlobs returns a function that copies the lists of files of a record.

@@ -166,6 +166,14 @@ func TestOptions(t *testing.T) {
 			o.Cache.To = []build.CachePlace{{Dir: "e"}, {Ref: "app:1", Beside: true}}
 			o.Cache.Explain = true
 		}},
+		{"buildx's bucket", "hako build --no-push --cache-from=type=s3,bucket=b,name=x;y --cache-to=type=s3,region=r,prefix=p/,blobs_prefix=bl/,manifests_prefix=m/,endpoint_url=http://e,use_path_style=1," +
+			"access_key_id=i,secret_access_key=s,session_token=t,mode=max,upload_parallelism=8,touch_refresh=1h,ignore-error=true", build.Env{"AWS_BUCKET": "e"}, func(o *build.Options) {
+			o.Cache.From = []build.CachePlace{{S3: build.S3Place{Bucket: "b", Name: "x"}}, {S3: build.S3Place{Bucket: "b", Name: "y"}}}
+			o.Cache.To = []build.CachePlace{{S3: build.S3Place{
+				Bucket: "e", Region: "r", Endpoint: "http://e", PathStyle: "true", AccessKeyID: "i", SecretKey: "s", SessionToken: "t",
+				Prefix: "p/", Blobs: "bl/", Manifests: "m/", Uploads: 8, Refresh: time.Hour,
+			}}}
+		}},
 		{"questions", "hako build --check", nil, func(o *build.Options) { o.Call, o.NoPush = "check", false }},
 		{"questions with format", "hako build --call=outline,format=json", nil, func(o *build.Options) {
 			o.Call, o.CallFormat, o.NoPush = "outline", "json", false

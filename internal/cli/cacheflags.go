@@ -6,7 +6,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,8 +31,8 @@ func (v *cacheValues) addCacheFlags(f *pflag.FlagSet) {
 	f.BoolVar(&v.noPushCache, "no-push-cache", false, "keep nothing in the cache")
 	f.BoolVar(&v.cacheCopies, "cache-copy-layers", true, "cache steps that copy files")
 	f.BoolVar(&v.cacheRuns, "cache-run-layers", true, "cache steps that run commands")
-	f.StringArrayVar(&v.cacheFrom, "cache-from", nil, "take results from here too: a `PLACE`, type=registry,ref=REPOSITORY[:TAG] or type=local,src=DIR (repeatable)")
-	f.StringArrayVar(&v.cacheTo, "cache-to", nil, "keep results here too: a `PLACE`, type=registry,ref=REPOSITORY[:TAG], type=local,dest=DIR or type=inline (repeatable)")
+	f.StringArrayVar(&v.cacheFrom, "cache-from", nil, "take results from here too: a `PLACE`, type=registry,ref=REPOSITORY[:TAG], type=local,src=DIR or type=s3,bucket=BUCKET (repeatable)")
+	f.StringArrayVar(&v.cacheTo, "cache-to", nil, "keep results here too: a `PLACE`, type=registry,ref=REPOSITORY[:TAG], type=local,dest=DIR, type=s3,bucket=BUCKET or type=inline (repeatable)")
 	f.StringVar(&v.cacheKeyFile, "cache-key-file", "", "sign what is kept with the key in `FILE` and take nothing that is not")
 	f.BoolVar(&v.explainCache, "explain-cache", false, "say at the end of each step whether it was cached and why not")
 }
@@ -48,11 +47,11 @@ func (v *cacheValues) setCache(opt *build.Options) error {
 		KeyFile: v.cacheKeyFile, Explain: v.explainCache,
 	}
 	for _, item := range v.cacheFrom {
-		p, err := parseCachePlace("cache-from", item, "src")
+		list, err := parseCachePlaces("cache-from", item, "src", opt.Env)
 		if err != nil {
 			return err
 		}
-		c.From = append(c.From, p)
+		c.From = append(c.From, list...)
 	}
 	for _, item := range v.cacheTo {
 		if kind, _, _ := strings.Cut(item, ","); kind == "type=inline" || kind == "inline" {
@@ -64,56 +63,14 @@ func (v *cacheValues) setCache(opt *build.Options) error {
 			c.To = append(c.To, build.CachePlace{Ref: names[0], Beside: true})
 			continue
 		}
-		p, err := parseCachePlace("cache-to", item, "dest")
+		list, err := parseCachePlaces("cache-to", item, "dest", opt.Env)
 		if err != nil {
 			return err
 		}
-		c.To = append(c.To, p)
+		c.To = append(c.To, list...)
 	}
 	opt.Cache = c
 	return nil
-}
-
-// parseCachePlace reads REPOSITORY[:TAG] or buildx's type=…,key=value,….
-func parseCachePlace(flag, item, dir string) (build.CachePlace, error) {
-	bad := func(format string, args ...any) (build.CachePlace, error) {
-		return build.CachePlace{}, usageErrorf("--%s=%s: %s", flag, item, fmt.Sprintf(format, args...))
-	}
-	list, err := fields(flag, item)
-	if err != nil {
-		return build.CachePlace{}, err
-	}
-	if len(list) == 1 && !strings.Contains(item, "=") {
-		return build.ParseCachePlace(item), nil
-	}
-	attrs := map[string]string{}
-	for _, field := range list {
-		key, value, ok := strings.Cut(field, "=")
-		if !ok {
-			return bad("want key=value instead of %q", field)
-		}
-		attrs[key] = value
-	}
-	// What only tells the form of BuildKit's own cache, or what happens anyway:
-	// all steps are kept, and a cache that fails fails no build.
-	harmless := []string{"type", "mode", "ignore-error", "image-manifest", "oci-mediatypes", "digest", "tag"}
-	needed := map[string]string{"registry": "ref", "local": dir}[attrs["type"]]
-	if needed == "" {
-		return bad("there are type=registry, type=local and, to write, type=inline")
-	}
-	for key := range attrs {
-		if key != needed && !slices.Contains(harmless, key) {
-			return bad("%s is not supported", key)
-		}
-	}
-	switch value := attrs[needed]; {
-	case value == "":
-		return bad("%s= is missing", needed)
-	case needed == dir:
-		return build.CachePlace{Dir: value}, nil
-	default:
-		return build.CachePlace{Ref: value}, nil
-	}
 }
 
 // writeOutcomes prints what became of each step, a line each.

@@ -9,6 +9,7 @@ package cache
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/klauspost/compress/zstd"
 
 	"hako/test/rig"
 )
@@ -92,8 +94,8 @@ type world struct {
 	reg  *front
 	addr string
 	dir  string
-	// fixed makes builds with the same content have the same digest.
 	args []string
+	env  []string // besides PATH and HOME
 }
 
 func newWorld(t *testing.T) *world {
@@ -172,7 +174,7 @@ func (w *world) command(ctx context.Context, dir string, args ...string) *exec.C
 		"build", "--isolation=namespace", "--progress=plain", "--explain-cache", "--work-dir=" + work,
 		"--source-date-epoch=1700000000", "--rewrite-timestamp", "--skip-push-permission-check",
 	}, append(args, dir)...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + work}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + work}, w.env...)
 	return cmd
 }
 
@@ -239,6 +241,22 @@ func (w *world) uncached(args ...string) string {
 	w.t.Helper()
 	b := w.must(w.run(w.dir, append([]string{"-d", w.addr + "/uncached:1"}, args...)...))
 	return b.digest
+}
+
+// unpacked returns what is in a document or a blob, as far as it can be read.
+func unpacked(t *testing.T, raw []byte) string {
+	t.Helper()
+	z, err := zstd.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	plain, _ := io.ReadAll(z)
+	g, err := gzip.NewReader(bytes.NewReader(raw))
+	if err == nil {
+		plain, _ = io.ReadAll(g)
+	}
+	return string(raw) + string(plain)
 }
 
 func decode(t *testing.T, r io.Reader, to any) {

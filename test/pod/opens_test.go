@@ -80,11 +80,15 @@ func writeTar(path, dir string) error {
 
 func (w *world) opensNothing(t *testing.T, bctx string, readOnly bool, args ...string) {
 	front := w.password(t, "user", "secret")
-	home := w.files(t, map[string]string{"secret": "not to be seen", ".docker/config.json": `{"auths":{"` + front + `":{"username":"user","password":"secret"}}}`})
+	gateway := rig.StartGateway(t, "bkt")
+	s3 := httptest.NewServer(gateway)
+	t.Cleanup(s3.Close)
+	place := "type=s3,bucket=bkt,use_path_style=true,endpoint_url=" + s3.URL
+	home := w.files(t, map[string]string{"aws": "[default]\naws_access_key_id = " + gateway.Key + "\naws_secret_access_key = " + gateway.Secret + "\n", "secret": "not to be seen", ".docker/config.json": `{"auths":{"` + front + `":{"username":"user","password":"secret"}}}`})
 	s, out := w.spec(t, w.scratch(t), bctx, readOnly, "--destination="+front+"/result:2", "--insecure-registry="+front,
-		"--secret=id=s,src=/outside/secret", "--ssh=default=/agent.sock", "--tar-path=/result/image.tar", "--cache-dir=/bases", "--digest-file=/result/digest", "--metadata-file=/result/meta.json")
+		"--secret=id=s,src=/outside/secret", "--ssh=default=/agent.sock", "--tar-path=/result/image.tar", "--cache-dir=/bases", "--cache-from="+place, "--cache-to="+place, "--digest-file=/result/digest", "--metadata-file=/result/meta.json")
 	s.Mounts = append(s.Mounts, rig.Mount{Source: home, Target: "/outside", ReadOnly: true}, rig.Mount{Source: filepath.Join(w.Dir, "agent.sock"), Target: "/agent.sock"}, rig.Mount{Source: t.TempDir(), Target: "/bases"})
-	s.Env = append(s.Env, "HOME=/outside")
+	s.Env = append(s.Env, "HOME=/outside", "AWS_SHARED_CREDENTIALS_FILE=/outside/aws")
 	s.Command = append(s.Command, args...)
 	id, before := w.create(t, s)
 	file := filepath.Join(t.TempDir(), "trace")
@@ -107,6 +111,9 @@ func (w *world) opensNothing(t *testing.T, bctx string, readOnly bool, args ...s
 		if read(t, out, name) == "" {
 			t.Errorf("%s is empty", name)
 		}
+	}
+	if kept, err := filepath.Glob(filepath.Join(gateway.Dir, "bkt", "manifests", "hako-*")); err != nil || len(kept) != 1 {
+		t.Errorf("the bucket has %d documents of the cache, want 1: %v\n%s", len(kept), err, res.Stderr)
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
