@@ -86,7 +86,9 @@ func (d *Diagnosis) chooseSandbox(ctx context.Context, opt Options) {
 	}
 	switch {
 	case namespace.Chosen:
-		d.Except = everywhereExcept()
+		if d.Except = everywhereExcept(); d.UserNamespace || d.UID != 0 || !sandbox.IsAdmin() {
+			d.Except = append([]string{"RUN --security=insecure"}, d.Except...)
+		}
 	case inplace.Chosen:
 		d.Except = inPlaceExcept()
 	default:
@@ -96,12 +98,12 @@ func (d *Diagnosis) chooseSandbox(ctx context.Context, opt Options) {
 
 // everywhereExcept names what unsupported refuses in every sandbox.
 func everywhereExcept() []string {
-	return []string{"RUN --security=insecure", "RUN for another platform"}
+	return []string{"RUN for another platform"}
 }
 
 // inPlaceExcept names what unsupported refuses.
 func inPlaceExcept() []string {
-	return append([]string{"RUN --network=none", "RUN --mount=type=tmpfs,size=", "--hostname", "--shm-size", "--ulimit"}, everywhereExcept()...)
+	return append([]string{"RUN --security=insecure", "RUN --network=none", "RUN --mount=type=tmpfs,size=", "--hostname", "--shm-size", "--ulimit"}, everywhereExcept()...)
 }
 
 func reason(err error) string {

@@ -47,17 +47,24 @@ func unsupported(op *pb.ExecOp, platform *pb.Platform, kind string) error {
 			Why:    "this machine is linux/" + runtime.GOARCH + ", and has no emulator for " + platform.Architecture + " that an image's commands can use",
 			Remedy: remedyForeign(platform),
 		}
-	case op.Security != pb.SecurityMode_SANDBOX:
-		return &sandbox.UnsupportedError{What: "RUN --security=insecure", Why: "a command cannot get more rights than this container has", Remedy: "remove it"}
 	case kind == isolationInPlace:
 		return unsupportedInPlace(op)
 	}
 	return nil
 }
 
+func insecureError(why, remedy string) error {
+	return &sandbox.UnsupportedError{What: "RUN --security=insecure", Why: why, Remedy: remedy}
+}
+
+// insecure is the entitlement that lets commands have all rights that there are.
+const insecure = "security.insecure"
+
 // unsupportedInPlace is the part that needs namespaces and mounts.
 func unsupportedInPlace(op *pb.ExecOp) error {
 	switch {
+	case op.Security == pb.SecurityMode_INSECURE:
+		return insecureError("a command cannot get more rights than this container has (capset: EPERM)", "remove it, or build in a privileged container")
 	case op.Network == pb.NetMode_NONE:
 		return &sandbox.UnsupportedError{
 			What: "RUN --network=none", Why: "taking the network away from a command needs a network namespace (unshare: EPERM)",

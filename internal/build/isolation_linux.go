@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -156,7 +157,25 @@ func (r *room) unsupported(op *pb.ExecOp, p *pb.Platform) error {
 	if err := unsupported(op, r.foreign(p), c.kind); err != nil || c.kind != isolationNamespace {
 		return err
 	}
+	if err := r.unsupportedInsecure(op, c.trial); err != nil {
+		return err
+	}
 	return unsupportedTrial(op, c.trial)
+}
+
+// unsupportedInsecure refuses commands that want all rights: who builds has to
+// allow it and to have them.
+func (r *room) unsupportedInsecure(op *pb.ExecOp, t *sandbox.Trial) error {
+	switch {
+	case op.Security != pb.SecurityMode_INSECURE:
+		return nil
+	case t.UserNamespace:
+		return insecureError("a command cannot get more rights than this user has (capset: EPERM)", "remove it, or build as root")
+	case !slices.Contains(r.opt.Allow, insecure):
+		return insecureError("it gives a command all rights of this machine's root, which takes leave (security.insecure is not allowed)",
+			"--allow security.insecure, if you trust this Dockerfile with that")
+	}
+	return nil
 }
 
 // unsupportedTrial is what this place does not give the namespace sandbox.

@@ -113,6 +113,9 @@ type Options struct {
 
 	// AddHosts are names that RUN steps can resolve.
 	AddHosts []HostIP
+	// Allow are BuildKit's entitlements that were given: "security.insecure",
+	// "network.host".
+	Allow []string
 	// NetworkMode for RUN: "" or "default", "host", "none".
 	NetworkMode string
 	// Hostname that RUN steps see; "" is the default of the sandbox.

@@ -245,7 +245,6 @@ func knownFlags() []*knownFlag {
 		{name: "attest", refuse: notYet},
 		{name: "provenance", refuse: notYet, neutral: []string{"false"}},
 		{name: "sbom", refuse: notYet, neutral: []string{"false"}},
-		{name: "allow", refuse: notYet},
 		{name: "cgroup-parent", refuse: notYet},
 		{name: "memory", refuse: notYet + "; limit the container hako runs in"},
 	}

@@ -35,6 +35,7 @@ type buildValues struct {
 	secrets, ssh, addHosts, ulimits, noCacheFilter, git []string
 	contextSubPath                                      string
 	network, shmSize, isolation, workDir                string
+	allow                                               []string
 	noCache, pull, force                                bool
 	progress, verbosity                                 string
 	kanikoValues
@@ -127,6 +128,7 @@ func (v *buildValues) addRunFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&v.ssh, "ssh", nil, "`default`, or ID=SOCKET or ID=KEY, for RUN --mount=type=ssh (repeatable)")
 	f.StringArrayVar(&v.addHosts, "add-host", nil, "`HOST:IP` known to RUN (repeatable)")
 	f.StringVar(&v.network, "network", "default", "of RUN: default, host or none")
+	f.StringArrayVar(&v.allow, "allow", nil, "let RUN have a `RIGHT`: security.insecure; network.host it has anyway (repeatable)")
 	f.StringVar(&v.shmSize, "shm-size", "", "`SIZE` of /dev/shm in RUN")
 	f.StringArrayVar(&v.ulimits, "ulimit", nil, "`NAME=SOFT[:HARD]` for RUN (repeatable)")
 }
@@ -237,7 +239,7 @@ func (v *buildValues) options(a *App) (build.Options, error) {
 	opt.ImageNameTagDigestFile, opt.MetadataFile = v.nameTagDigestFile, v.metadataFile
 	opt.Reproducible, opt.RewriteTimestamp = v.reproducible, v.rewriteTimestamp
 	opt.Compression, opt.CompressionLevel = v.compression, v.compressionLevel
-	opt.NetworkMode = v.network
+	opt.NetworkMode, opt.Allow = v.network, v.allow
 	opt.Pull, opt.NoCache, opt.NoCacheStages = v.pull, v.noCache, v.noCacheFilter
 	opt.Progress = v.progressMode(opt.Verbosity)
 
@@ -410,6 +412,11 @@ func checkOptions(opt *build.Options) error {
 	}
 	if err := oneOf("network", opt.NetworkMode, "", "default", "host", "none"); err != nil {
 		return err
+	}
+	for _, right := range opt.Allow {
+		if err := oneOf("allow", right, "security.insecure", "network.host"); err != nil {
+			return err
+		}
 	}
 	if err := oneOf("compression", opt.Compression, "gzip", "zstd"); err != nil {
 		return err

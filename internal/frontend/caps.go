@@ -28,6 +28,7 @@ func honoured() []apicaps.CapID {
 		pb.CapSourceGitKnownSSHHosts, pb.CapSourceGitMountSSHSock, pb.CapSourceGitSubdir, pb.CapSourceGitChecksum,
 		pb.CapSourceGitSkipSubmodules, pb.CapSourceGitMTime, pb.CapSourceGitFetchByCommit,
 		pb.CapExecMetaBase, pb.CapExecMetaUlimit, pb.CapExecMetaNetwork, pb.CapExecMetaProxy, pb.CapExecMetaSetsDefaultPath,
+		pb.CapExecMetaSecurity,
 		pb.CapExecMetaRemoveMountStubsRecursive,
 		pb.CapExecMountBind, pb.CapExecMountBindReadWriteNoOutput, pb.CapExecMountCache, pb.CapExecMountCacheSharing,
 		pb.CapExecMountSelector, pb.CapExecMountTmpfs, pb.CapExecMountTmpfsSize, pb.CapExecMountSecret,
@@ -52,7 +53,6 @@ func refused() map[apicaps.CapID]string {
 		pb.CapExecMetaCgroupParent:   "a cgroup parent (--cgroup-parent) cannot be set here" + node,
 		pb.CapExecMetaLinuxResources: "memory and CPU limits of a RUN cannot be set here" + node,
 		pb.CapExecMetaCDI:            "RUN --device is not supported; remove it, or build with BuildKit",
-		pb.CapExecMetaSecurity:       "RUN --security=insecure is not supported; remove it, or build with BuildKit",
 	}
 }
 
@@ -127,7 +127,6 @@ func execCaps(op *pb.Op, md *pb.OpMetadata) []string {
 		pb.CapExecMetaCgroupParent:   exec.GetMeta().GetCgroupParent() != "",
 		pb.CapExecMetaLinuxResources: md.GetLinuxResources() != nil,
 		pb.CapExecMetaCDI:            needsDevice(op),
-		pb.CapExecMetaSecurity:       exec.GetSecurity() != pb.SecurityMode_SANDBOX,
 	} {
 		if used {
 			out = append(out, string(c))

@@ -143,6 +143,7 @@ func (in *Interpreter) process(ctx context.Context, op *pb.ExecOp, inputs []*lay
 	meta := op.Meta
 	p := &sandbox.Process{
 		Args: meta.Args, Cwd: meta.Cwd, User: meta.User, Hostname: meta.Hostname, NoNetwork: op.Network == pb.NetMode_NONE,
+		Insecure: op.Security == pb.SecurityMode_INSECURE,
 	}
 	for _, l := range meta.Ulimit {
 		p.Limits = append(p.Limits, sandbox.Limit{Name: l.Name, Soft: l.Soft, Hard: l.Hard})

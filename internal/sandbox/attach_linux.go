@@ -38,8 +38,11 @@ type confinedMount struct {
 // attach mounts m in the root. The target is looked up by the kernel within the
 // root, in the state that earlier mounts have made, and made if it is missing.
 func (m *confinedMount) attach(root int) error {
-	if m.Type == "devices" {
+	switch m.Type {
+	case "devices":
 		return attachDevices(root)
+	case "all devices":
+		return makeDevices(root)
 	}
 	fd := m.FD
 	file := m.File
@@ -185,6 +188,50 @@ func attachDevices(root int) error {
 		}
 	}
 	return nil
+}
+
+// makeDevices makes the nodes of BuildKit's insecure commands
+// (util/entitlements/security).
+func makeDevices(root int) error {
+	dev, err := openInRoot(root, "dev", unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	if err := unix.Mkdirat(dev, "net", 0o755); err != nil {
+		return fmt.Errorf("net: %w", err)
+	}
+	for name, minor := range map[string]uint32{"kmsg": 11, "cuse": 203, "fuse": 229, "kvm": 232, "net/tun": 200, "loop-control": 237} {
+		major := uint32(10) // misc
+		if name == "kmsg" {
+			major = 1 // mem
+		}
+		if err := unix.Mknodat(dev, name, unix.S_IFCHR|0o666, int(unix.Mkdev(major, minor))); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	for n := range uint32(freeLoop() + 8) {
+		name := fmt.Sprintf("loop%d", n)
+		if err := unix.Mknodat(dev, name, unix.S_IFBLK|0o666, int(unix.Mkdev(7, n))); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// freeLoop returns the number of a loop device that nobody uses, 0 if the kernel does
+// not tell.
+func freeLoop() int {
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.LOOP_CTL_GET_FREE, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
 }
 
 func openInRoot(root int, p string, flags int) (int, error) {

@@ -45,13 +45,15 @@ type confinement struct {
 	UID, GID uint32
 	Groups   []uint32
 	// OneID: a single id is mapped, and the kernel refuses setgroups.
-	OneID  bool
-	Caps   uint64
-	Filter []unix.SockFilter
-	Limits []rlimit
-	Args   []string
-	Env    []string
-	Cwd    string
+	OneID bool
+	Caps  uint64
+	// Insecure: the command keeps Caps whoever it runs as, and may use devices.
+	Insecure bool
+	Filter   []unix.SockFilter
+	Limits   []rlimit
+	Args     []string
+	Env      []string
+	Cwd      string
 	// Exe is the program's path in the root. Without one nothing is executed:
 	// a trial.
 	Exe string
@@ -170,6 +172,11 @@ func (c *confinement) attachRoot() error {
 		return fmt.Errorf("open the root: %w", err)
 	}
 	defer unix.Close(root)
+	if c.Insecure {
+		if err := unix.MountSetattr(root, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NODEV}); err != nil {
+			return fmt.Errorf("allow devices: %w", err)
+		}
+	}
 	for i := range c.Mounts {
 		m := &c.Mounts[i]
 		if err := m.attach(root); err != nil && !m.Optional {
@@ -278,6 +285,11 @@ func (c *confinement) dropRights() error {
 			return fmt.Errorf("install the system call filter: %w", e)
 		}
 	}
+	if c.Insecure { // else another user than root loses them
+		if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("keep capabilities: %w", err)
+		}
+	}
 	gid, uid := uintptr(c.GID), uintptr(c.UID)
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); e != 0 {
 		return fmt.Errorf("become group %s: %w", strconv.Itoa(int(gid)), e)
@@ -286,16 +298,36 @@ func (c *confinement) dropRights() error {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); e != 0 {
 		return fmt.Errorf("become user %s: %w", strconv.Itoa(int(uid)), e)
 	}
-	if uid == 0 {
-		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		lo, hi := uint32(c.Caps), uint32(c.Caps>>32)
-		data := [2]unix.CapUserData{{Effective: lo, Permitted: lo}, {Effective: hi, Permitted: hi}}
-		if err := unix.Capset(&hdr, &data[0]); err != nil {
-			return fmt.Errorf("limit capabilities: %w", err)
+	if uid == 0 || c.Insecure {
+		if err := c.setCapabilities(); err != nil {
+			return err
 		}
 	}
 	// A change of user has cleared it.
 	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+}
+
+// setCapabilities limits capabilities to those of the command. Insecure ones are
+// also ambient, so that a program without any of its own gets them.
+func (c *confinement) setCapabilities() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	lo, hi := uint32(c.Caps), uint32(c.Caps>>32)
+	data := [2]unix.CapUserData{{Effective: lo, Permitted: lo}, {Effective: hi, Permitted: hi}}
+	if c.Insecure {
+		data[0].Inheritable, data[1].Inheritable = lo, hi
+	}
+	if err := unix.Capset(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("limit capabilities: %w", err)
+	}
+	for n := range 64 {
+		if !c.Insecure || c.Caps&(1<<n) == 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(n), 0, 0); err != nil {
+			return fmt.Errorf("raise capability %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 func rawSetgroups(groups []uint32) error {

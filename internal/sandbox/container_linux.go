@@ -48,7 +48,7 @@ const (
 
 // systemMounts are what every container has (containerd's pkg/oci/mounts.go, less
 // the /run that BuildKit takes away).
-func (s *Namespace) systemMounts() []confinedMount {
+func (s *Namespace) systemMounts(insecure bool) []confinedMount {
 	pts := []string{"newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}
 	if s.trial.OneID {
 		pts = pts[:3] // group 5 is not mapped
@@ -57,16 +57,24 @@ func (s *Namespace) systemMounts() []confinedMount {
 	if s.trial.BoundProc {
 		proc.Type, proc.Bound = "", "/proc"
 	}
-	return []confinedMount{
+	kernel := uint64(noSuid | noExec | noDev | rdOnly)
+	if insecure {
+		kernel &^= rdOnly
+	}
+	mounts := []confinedMount{
 		proc,
 		{Type: "tmpfs", Dest: "dev", Options: []string{"mode=755", "size=65536k"}, Flags: noSuid},
 		{Type: "devpts", Dest: "dev/pts", Options: pts, Flags: noSuid | noExec},
 		{Type: "tmpfs", Dest: "dev/shm", Options: []string{"mode=1777", "size=65536k"}, Flags: noSuid | noExec | noDev},
 		{Type: "mqueue", Dest: "dev/mqueue", Flags: noSuid | noExec | noDev},
-		{Type: "sysfs", Dest: "sys", Flags: noSuid | noExec | noDev | rdOnly, Bound: "/sys"},
-		{Type: "cgroup2", Dest: "sys/fs/cgroup", Flags: noSuid | noExec | noDev | rdOnly, Optional: true},
+		{Type: "sysfs", Dest: "sys", Flags: kernel, Bound: "/sys"},
+		{Type: "cgroup2", Dest: "sys/fs/cgroup", Flags: kernel, Optional: true},
 		{Type: "devices", Dest: "dev"},
 	}
+	if insecure {
+		mounts = append(mounts, confinedMount{Type: "all devices", Dest: "dev"})
+	}
+	return mounts
 }
 
 // networkFiles are /etc/resolv.conf, this machine's, and /etc/hosts as BuildKit's
@@ -157,15 +165,22 @@ func (s *Namespace) confinement(p *Process, pre *prepared, pl *nsPlacer) (*confi
 		Loopback: p.NoNetwork, UID: pre.uid, GID: pre.gid, Groups: pre.groups, OneID: s.trial.OneID,
 		Caps: defaultCapMask, Filter: s.filter, Args: p.Args, Env: pre.env, Cwd: pre.cwd, Exe: pre.exe,
 	}
-	all := append(s.systemMounts(), s.networkFiles(p)...)
+	all := append(s.systemMounts(p.Insecure), s.networkFiles(p)...)
 	// A mount of the command's own replaces the system's at the same place.
 	all = slices.DeleteFunc(all, func(m confinedMount) bool {
-		return slices.ContainsFunc(pl.mounts, func(o confinedMount) bool { return o.Dest == m.Dest && m.Type != "devices" })
+		return slices.ContainsFunc(pl.mounts, func(o confinedMount) bool { return o.Dest == m.Dest && !strings.HasSuffix(m.Type, "devices") })
 	})
 	c.Mounts = append(all, pl.mounts...)
 	hidden := func(p string) bool { return s.trial.BoundProc && strings.HasPrefix(p, "/proc/") }
 	c.Masked = slices.DeleteFunc(maskedPaths(), hidden)
 	c.ReadOnly = slices.DeleteFunc(readOnlyPaths(), hidden)
+	if p.Insecure {
+		c.Insecure, c.Filter, c.Masked, c.ReadOnly = true, nil, nil, nil
+		var err error
+		if c.Caps, err = ownCapabilities(); err != nil {
+			return nil, err
+		}
+	}
 	for _, l := range p.Limits {
 		n, ok := limitNumbers()[l.Name]
 		if !ok {
@@ -174,6 +189,16 @@ func (s *Namespace) confinement(p *Process, pre *prepared, pl *nsPlacer) (*confi
 		c.Limits = append(c.Limits, rlimit{Resource: n, Soft: uint64(l.Soft), Hard: uint64(l.Hard)})
 	}
 	return c, nil
+}
+
+// ownCapabilities returns those that this process has.
+func ownCapabilities() (uint64, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return 0, fmt.Errorf("capget: %w", err)
+	}
+	return uint64(data[1].Effective)<<32 | uint64(data[0].Effective), nil
 }
 
 func limitNumbers() map[string]int {

@@ -82,6 +82,8 @@ type Process struct {
 	// NoNetwork leaves nothing but a loopback interface.
 	NoNetwork bool
 	Limits    []Limit
+	// Insecure gives the command all rights that this process has.
+	Insecure bool
 	// ValidExitCodes are the exit codes that count as success; nil means 0.
 	ValidExitCodes []int
 	Stdin          io.Reader // nil: empty

@@ -62,9 +62,8 @@ func TryNamespace(ctx context.Context, workDir string) (*Trial, error) {
 // IsAdmin tells whether this process has CAP_SYS_ADMIN, which making mounts and all
 // namespaces but one takes.
 func IsAdmin() bool {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+	caps, err := ownCapabilities()
+	return err == nil && caps&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
 // tryHere tries it without a new user namespace.
@@ -128,7 +127,7 @@ func (t *Trial) try(ctx context.Context, dir string) error {
 	defer func() { _ = m.close() }()
 	s := &Namespace{trial: t}
 	c := &confinement{
-		Root: firstFD, Stage: stage, Hostname: s.hostname(&Process{}), Mounts: s.systemMounts(), OneID: t.OneID, Caps: defaultCapMask,
+		Root: firstFD, Stage: stage, Hostname: s.hostname(&Process{}), Mounts: s.systemMounts(false), OneID: t.OneID, Caps: defaultCapMask,
 		Masked: maskedPaths(), ReadOnly: readOnlyPaths(), Cwd: "/",
 	}
 	if t.BoundProc {

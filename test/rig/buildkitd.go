@@ -32,7 +32,7 @@ type buildkitd struct {
 }
 
 const buildkitdConfig = `root = %q
-insecure-entitlements = ["network.host"]
+insecure-entitlements = ["network.host", "security.insecure"]
 [log]
   level = "warn"
 [grpc]

@@ -79,7 +79,7 @@ func (r *Rig) hakoArgs(c *Case, at paths) []string {
 	if e := c.Epoch(); e != "" {
 		add("build-arg", "SOURCE_DATE_EPOCH="+e)
 	}
-	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "shm-size", "ulimit", "network", "add-host", "no-cache", "rewrite-timestamp"} {
+	for _, flag := range []string{"build-arg", "label", "annotation", "target", "platform", "shm-size", "ulimit", "network", "add-host", "allow", "no-cache", "rewrite-timestamp"} {
 		for _, v := range c.Options[flag] {
 			switch flag {
 			case "add-host":
