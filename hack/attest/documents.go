@@ -7,6 +7,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -156,18 +157,30 @@ func (f facts) sbom(image ocispecs.Descriptor, c *content) statement {
 	}
 	return f.statement("https://spdx.dev/Document", image, map[string]any{
 		"SPDXID": document, "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "name": "hako " + f.version,
-		"documentNamespace": "https://hako.invalid/sbom/" + image.Digest.Encoded(), // it has to be a URI of its own, and is not looked up
+		"documentNamespace": f.namespace(image.Digest),
 		"creationInfo":      map[string]any{"created": f.created, "creators": []string{"Tool: hako-attest"}},
 		"packages":          packages, "relationships": relations,
 	})
 }
 
+// namespace returns the URI of an image's SPDX document: a UUID (RFC 9562, version
+// 8) made of what the document is about, so that the same has the same.
+func (f facts) namespace(image digest.Digest) string {
+	id := sha256.Sum256(fmt.Appendf(nil, "spdx %s %s %s %s", image, f.version, f.busybox, f.created))
+	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80
+	return fmt.Sprintf("urn:uuid:%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:16])
+}
+
+// sourceURL is this module, as package URLs write it; behind # stands a file of it.
+// A module without a place on the web has no other URI that would be true.
+const sourceURL = "pkg:golang/hako"
+
 // provenance says from what source and how the image was made: SLSA v1.
 func (f facts) provenance(image ocispecs.Descriptor, c *content) statement {
-	source := map[string]any{"uri": "git+https://hako.invalid/hako", "digest": map[string]string{"gitCommit": f.revision}}
+	source := map[string]any{"uri": sourceURL + "@" + f.version, "digest": map[string]string{"gitCommit": f.revision}}
 	return f.statement("https://slsa.dev/provenance/v1", image, map[string]any{
 		"buildDefinition": map[string]any{
-			"buildType": "https://hako.invalid/make-images/v1",
+			"buildType": sourceURL + "#images/build",
 			"externalParameters": map[string]any{
 				"configSource": map[string]any{"uri": source["uri"], "digest": source["digest"], "path": "images/Dockerfile"},
 				"version":      f.version,
@@ -179,7 +192,7 @@ func (f facts) provenance(image ocispecs.Descriptor, c *content) statement {
 			"resolvedDependencies": []any{source},
 		},
 		"runDetails": map[string]any{
-			"builder":  map[string]any{"id": "https://hako.invalid/make-images"},
+			"builder":  map[string]any{"id": sourceURL + "#Makefile"},
 			"metadata": map[string]any{"startedOn": f.created, "finishedOn": f.created},
 		},
 	})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -168,12 +169,31 @@ func (im *ownImages) attestations(t *testing.T) {
 				PredicateType string
 				Subject       []struct{ Digest map[string]string }
 				Predicate     struct {
-					Packages        []struct{ Name string }
-					BuildDefinition struct{ ResolvedDependencies []any }
+					Packages          []struct{ Name string }
+					DocumentNamespace string
+					BuildDefinition   struct {
+						BuildType            string
+						ResolvedDependencies []struct{ URI string }
+					}
+					RunDetails struct{ Builder struct{ ID string } }
 				}
 			}
 			im.blob(t, name, l.Digest, &s)
 			kinds = append(kinds, s.PredicateType)
+			p := &s.Predicate
+			for kind, uris := range map[string][]string{
+				"https://spdx.dev/Document":      {p.DocumentNamespace, `^urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`},
+				"https://slsa.dev/provenance/v1": {p.BuildDefinition.BuildType + " " + p.RunDetails.Builder.ID, `^pkg:golang/hako#images/build pkg:golang/hako#Makefile$`},
+			} {
+				if s.PredicateType == kind && !regexp.MustCompile(uris[1]).MatchString(uris[0]) {
+					t.Errorf("%s: %s has %q", name, kind, uris[0])
+				}
+			}
+			for _, d := range p.BuildDefinition.ResolvedDependencies {
+				if d.URI != "pkg:golang/hako@v0.0.0-test" {
+					t.Errorf("%s: made from %q", name, d.URI)
+				}
+			}
 			if s.Subject[0].Digest["sha256"] != image.Digest.Hex {
 				t.Errorf("%s: %s is about %v", name, s.PredicateType, s.Subject)
 			}
