@@ -88,7 +88,7 @@ const cacheStall = 2 * time.Second
 // openCache opens all places of the build's cache; nil if there is none.
 func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 	o := &b.opt.Cache
-	if !o.isOn() || b.opt.Call != "" && b.opt.Call != CallBuild {
+	if !o.isOn() || b.opt.Call != "" && b.opt.Call != CallBuild && b.opt.Call != CallPlan {
 		return nil
 	}
 	client, err := newRegistry(b.opt, b.network, b.keys, b.meter.down, b.meter.up, func(r *registry.Options) {
@@ -110,7 +110,7 @@ func (b *build) openCache(ctx context.Context, distrust map[string]bool) error {
 			return fmt.Errorf("the cache's key in %s has %d bytes; 16 is the least", o.KeyFile, len(opt.Key))
 		}
 	}
-	x := &cacheOpener{build: b, client: client, distrust: distrust, opened: map[CachePlace]cache.Backend{}}
+	x := &cacheOpener{build: b, client: client, distrust: distrust, readOnly: o.NoPush || b.opt.Call == CallPlan, opened: map[CachePlace]cache.Backend{}}
 	if opt.From, opt.To, err = x.places(ctx); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type cacheOpener struct {
 	*build
 	client   *registry.Client
 	distrust map[string]bool
+	readOnly bool                         // nothing is written, nor made
 	opened   map[CachePlace]cache.Backend // nil: it cannot be used
 	keysBy   time.Time                    // when the search for all places' credentials ends
 	uploads  int
@@ -45,8 +46,10 @@ func (x *cacheOpener) places(ctx context.Context) (from, to []cache.Backend, err
 		if err != nil {
 			return nil, nil, err
 		}
-		from = append(from, main)
-		if !o.NoPush {
+		if main != nil {
+			from = append(from, main)
+		}
+		if main != nil && !x.readOnly {
 			to = append(to, main)
 		}
 	}
@@ -57,13 +60,14 @@ func (x *cacheOpener) places(ctx context.Context) (from, to []cache.Backend, err
 		return append(list, place)
 	}
 	for _, p := range o.To {
+		if x.readOnly {
+			continue
+		}
 		place, err := x.open(ctx, p, true)
 		if err != nil {
 			return from, to, err
 		}
-		if !o.NoPush {
-			to = add(to, place)
-		}
+		to = add(to, place)
 	}
 	for _, p := range o.From {
 		place, err := x.open(ctx, p, false)
@@ -83,7 +87,11 @@ func (x *cacheOpener) places(ctx context.Context) (from, to []cache.Backend, err
 func (x *cacheOpener) main(ctx context.Context) (cache.Backend, error) {
 	o := &x.opt.Cache
 	if o.Repo != "" {
-		place, err := x.open(ctx, ParseCachePlace(o.Repo), !o.NoPush)
+		place, err := x.open(ctx, ParseCachePlace(o.Repo), !x.readOnly)
+		if errors.Is(err, os.ErrNotExist) && !o.NoPush {
+			x.note("cache %s: it is not there", o.Repo)
+			return nil, nil //nolint:nilnil // a plan makes none
+		}
 		if errors.Is(err, os.ErrNotExist) && o.NoPush {
 			return nil, fmt.Errorf("--cache-repo %s: it is not there, and --no-push-cache makes none", o.Repo)
 		}

@@ -12,14 +12,13 @@ import (
 
 	"hako/internal/frontend"
 	"hako/internal/layer"
-	"hako/internal/ops"
 	"hako/internal/solver"
 )
 
 // A Plan is what a build would do, as far as that can be known without fetching
 // a layer or running a command. It depends on the Dockerfile, the contexts, the
-// base images and the options alone, so equal ones give equal plans. Its JSON
-// names are stable.
+// base images, the caches and the options alone, so equal ones give equal plans.
+// Its JSON names are stable.
 type Plan struct {
 	Dockerfile string       `json:"dockerfile"` // its name
 	Platforms  []string     `json:"platforms"`  // of the images, in the order asked
@@ -48,6 +47,21 @@ type PlanStep struct {
 	URL    string       `json:"url,omitempty"`   // fetch, of anything else
 	Run    *PlanCommand `json:"run,omitempty"`
 	Copies []PlanFrom   `json:"copies,omitempty"` // copy and context
+	Cache  *PlanCache   `json:"cache,omitempty"`  // of a step whose result is kept, if there is a cache
+}
+
+// What a cache has of a step.
+const (
+	PlanFound     = "found"
+	PlanNotNeeded = "not needed" // what is made of it was found
+	PlanMissed    = "missed"
+)
+
+// A PlanCache says whether a step would come from a cache.
+type PlanCache struct {
+	State string `json:"state"`
+	Size  int64  `json:"size,omitempty"` // of the layer that was found, compressed
+	Why   string `json:"why,omitempty"`  // it was not found
 }
 
 // A PlanImage is a base image, or one that is copied from.
@@ -99,6 +113,9 @@ type PlanTotal struct {
 	Unpack   int   `json:"unpack"`   // images to be unpacked for commands
 	Run      int   `json:"run"`      // commands
 	Copy     int   `json:"copy"`     // copies
+	// Cached are the steps of a cache that need not be done. They are not counted
+	// above.
+	Cached int `json:"cached,omitempty"`
 	PlanLayers
 }
 
@@ -128,7 +145,12 @@ func (b *build) answerPlan(ctx context.Context, fo frontend.Options, files []str
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{build: b, graph: g, facts: graphFacts(g), images: make(map[*solver.Vertex][]*layer.Layer)}
+	found, err := b.solver.Find(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	p := &planner{build: b, graph: g, found: found, images: make(map[*solver.Vertex][]*layer.Layer)}
+	p.bases = p.execBases()
 	p.plan = Plan{Dockerfile: b.contexts.filename, Platforms: []string{}, Steps: []PlanStep{}}
 	var targets []string
 	for _, r := range b.outputs.products {
@@ -165,7 +187,8 @@ func at(v *solver.Vertex, err error) error {
 type planner struct {
 	build  *build
 	graph  *solver.Graph
-	facts  ops.Facts
+	found  *solver.Found
+	bases  map[*solver.Vertex]bool // images that a command runs on
 	plan   Plan
 	images map[*solver.Vertex][]*layer.Layer // of image sources
 }
@@ -194,6 +217,7 @@ func (p *planner) steps(ctx context.Context) error {
 		if err != nil {
 			return at(v, err)
 		}
+		s.Cache = p.cached(ctx, v)
 		p.plan.Steps = append(p.plan.Steps, s)
 	}
 	return nil
@@ -205,6 +229,8 @@ func (p *planner) total() {
 	fetched := make(map[digest.Digest]bool)
 	for i := range p.plan.Steps {
 		switch s := &p.plan.Steps[i]; {
+		case s.Cache != nil && s.Cache.State != PlanMissed:
+			t.Cached++
 		case s.Run != nil:
 			t.Run++
 		case s.Action == PlanCopy:
@@ -215,12 +241,20 @@ func (p *planner) total() {
 			t.Unpack++
 		}
 	}
+	fetch := func(l *layer.Layer) {
+		if d := l.Descriptor(); !fetched[d.Digest] {
+			fetched[d.Digest] = true
+			t.Download += d.Size
+		}
+	}
 	for _, v := range p.graph.Vertices() {
 		for _, l := range p.images[v] {
-			if d := l.Descriptor(); p.downloads(v, l) && !fetched[d.Digest] {
-				fetched[d.Digest] = true
-				t.Download += d.Size
+			if p.downloads(v, l) {
+				fetch(l)
 			}
+		}
+		for _, l := range p.wanted(v) {
+			fetch(l)
 		}
 	}
 }

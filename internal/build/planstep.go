@@ -71,7 +71,7 @@ func (p *planner) image(ctx context.Context, v *solver.Vertex, scheme, ref strin
 		return err
 	}
 	p.images[v] = layers
-	img := &PlanImage{Layers: len(layers), Unpack: p.facts.ExecBases[v.Digest], Index: p.looksInto(v)}
+	img := &PlanImage{Layers: len(layers), Unpack: p.bases[v], Index: p.looksInto(v)}
 	s.Image = img
 	for _, l := range layers {
 		img.Size += l.Descriptor().Size
@@ -88,7 +88,7 @@ func (p *planner) downloads(v *solver.Vertex, l *layer.Layer) bool {
 	if l.Local() || v.Op.GetSource().GetAttrs()[pb.AttrOCILayoutStoreID] != "" {
 		return false
 	}
-	if p.facts.ExecBases[v.Digest] || p.build.outputs.files() && p.inTargets(v) {
+	if p.bases[v] || p.build.outputs.files() && p.inTargets(v) {
 		return true
 	}
 	return p.looksInto(v) && !l.HasIndex()
@@ -98,7 +98,7 @@ func (p *planner) downloads(v *solver.Vertex, l *layer.Layer) bool {
 // only a base, and below what is linked, are never looked into.
 func (p *planner) looksInto(source *solver.Vertex) bool {
 	for _, v := range p.graph.Vertices() {
-		if v.Op.GetMerge() != nil {
+		if v.Op.GetMerge() != nil || !p.found.Executes(v) {
 			continue
 		}
 		for _, in := range v.Inputs {

@@ -169,7 +169,7 @@ func (a *App) showBuild(ctx context.Context, opt build.Options) error {
 		}
 		return err
 	}
-	if opt.Cache.Explain {
+	if opt.Cache.Explain && result.Plan == nil {
 		writeOutcomes(a.Stderr, result.Cache)
 	}
 	if !isQuiet(opt.Progress) && result.Plan == nil {

@@ -25,8 +25,9 @@ func (a *App) planCommand() *cobra.Command {
 would cost. The Dockerfile is converted, base images are looked up and the build
 contexts are opened; no layer is fetched, nothing is run or pushed.
 
-The plan goes to standard output and depends on Dockerfile, contexts, base images
-and flags alone. What this place cannot honour is the error that the build would
+With the flags of a cache it is asked, and nothing is written to it. The plan goes
+to standard output and depends on Dockerfile, contexts, base images, caches and
+flags alone. What this place cannot honour is the error that the build would
 end with. "hako build --dryrun" and "executor --dryrun" do the same.`,
 		Example: `  hako plan --push -t registry.example.com/app:1.4 .
   hako plan --format=json --target test .`,
@@ -63,6 +64,9 @@ func writePlan(w io.Writer, p *build.Plan, format string) error {
 		fmt.Fprintf(&b, "%s\n", oneLine(s.Name))
 		for _, l := range stepLines(s) {
 			fmt.Fprintf(&b, "   %-8s %s\n", s.Action, l)
+		}
+		if s.Cache != nil {
+			fmt.Fprintf(&b, "   %-8s %s\n", "cache", cacheText(s.Cache))
 		}
 	}
 	for _, s := range p.Skipped {
@@ -118,6 +122,16 @@ func imageText(i *build.PlanImage) string {
 	return "nothing: its " + all + ", are only passed on"
 }
 
+func cacheText(c *build.PlanCache) string {
+	switch c.State {
+	case build.PlanFound:
+		return "found, " + decimal(c.Size)
+	case build.PlanNotNeeded:
+		return "not needed: what is made of it was found"
+	}
+	return "MISS " + oneLine(c.Why)
+}
+
 func runText(r *build.PlanCommand) string {
 	parts := []string{"a command"}
 	for _, m := range r.Mounts {
@@ -155,6 +169,9 @@ func totalText(p *build.Plan) string {
 	parts := []string{"download " + decimal(t.Download)}
 	if t.URLs > 0 {
 		parts[0] += " and " + count(t.URLs, "URL")
+	}
+	if t.Cached > 0 {
+		parts = append([]string{"take " + count(t.Cached, "step") + " from the cache"}, parts...)
 	}
 	parts = append(parts, "unpack "+count(t.Unpack, "base"), "run "+count(t.Run, "command"), "make "+copies(t.Copy))
 	for _, o := range p.Outputs {

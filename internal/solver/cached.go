@@ -115,12 +115,28 @@ type hit struct {
 // lookUp asks the cache about the steps of g, from the targets backwards: what
 // lies behind a hit is neither needed nor asked for.
 func (s *Solver) lookUp(ctx context.Context, g *Graph) (*lookup, error) {
+	l, err := s.find(ctx, g, isDirectory)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range g.vertices {
+		if step := l.steps[v]; step != nil && !l.need[v] && !s.hasTask(v) {
+			s.opt.Cache.Skipped(step)
+			s.showHit(v, "")
+		}
+	}
+	return l, context.Cause(ctx)
+}
+
+// find looks the steps of g up. Of the sources that are trees only those are read
+// that opens names; what reads others is not found.
+func (s *Solver) find(ctx context.Context, g *Graph, opens func(*Vertex) bool) (*lookup, error) {
 	l := &lookup{
 		s: s, g: g,
 		steps: map[*Vertex]*Step{}, keys: map[*Vertex]Key{}, blocked: map[*Vertex]bool{},
 		hits: map[*Vertex]*hit{}, need: map[*Vertex]bool{},
 	}
-	if err := l.open(ctx); err != nil {
+	if err := l.open(ctx, opens); err != nil {
 		return nil, err
 	}
 	selections, err := l.read(ctx)
@@ -135,20 +151,14 @@ func (s *Solver) lookUp(ctx context.Context, g *Graph) (*lookup, error) {
 			l.visit(ctx, t.Vertex)
 		}
 	}
-	for _, v := range g.vertices {
-		if step := l.steps[v]; step != nil && !l.need[v] && !s.hasTask(v) {
-			s.opt.Cache.Skipped(step)
-			s.showHit(v, "")
-		}
-	}
 	return l, context.Cause(ctx)
 }
 
 // open evaluates the sources that are trees: what of them is read is a part of keys.
-func (l *lookup) open(ctx context.Context) error {
+func (l *lookup) open(ctx context.Context, opens func(*Vertex) bool) error {
 	sub := &Graph{}
 	for _, v := range l.g.vertices {
-		if isDirectory(v) {
+		if opens(v) {
 			sub.vertices = append(sub.vertices, v)
 			sub.targets = append(sub.targets, Edge{Vertex: v})
 		}

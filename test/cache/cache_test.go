@@ -506,3 +506,42 @@ func TestOldResultsAreRenewed(t *testing.T) {
 		t.Errorf("lines %v ran: %s", b.misses(), b.why())
 	}
 }
+
+// TestPlan: a plan tells what the next build will find, what that will fetch, and
+// changes nothing.
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.base("one", "1")
+	dockerfile := "FROM REG/base:one AS a\nRUN head -c 3000000 /dev/urandom > /r\nRUN head -c 2000000 /dev/urandom > /s\nRUN ls / > /list\nFROM REG/base:one\nCOPY --from=a /list /list\nCOPY f /f\n"
+	w.write(map[string]string{"Dockerfile": dockerfile, "f": "f"})
+	w.must(w.build())
+	plan := func() string {
+		w.reg.take()
+		out, err := w.command(t.Context(), w.dir, append(slices.Clone(w.args), "--dryrun")...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range w.reg.take() {
+			if !strings.HasPrefix(r, "GET ") && !strings.HasPrefix(r, "HEAD ") {
+				t.Errorf("a plan asked for %s", r)
+			}
+		}
+		_, last, _ := strings.Cut(string(out), "\nwould ")
+		return last
+	}
+	const nothing = "take 5 steps from the cache, download 0 B, unpack 0 bases, run 0 commands, make 0 copies"
+	if got := plan(); !strings.HasPrefix(got, nothing) {
+		t.Errorf("after a build: would %s, want %s", got, nothing)
+	}
+	// The base and both layers below the command that changed, and no more.
+	w.write(map[string]string{"Dockerfile": strings.Replace(dockerfile, "ls / > /list", "ls -a / > /list", 1)})
+	got := plan()
+	if !strings.HasPrefix(got, "take 2 steps from the cache, download ") || !strings.Contains(got, "unpack 1 base, run 1 command, make 2 copies") {
+		t.Errorf("after a change: would %s", got)
+	}
+	var mb float64
+	if _, err := fmt.Sscanf(got, "take 2 steps from the cache, download %f MB", &mb); err != nil || mb < 5 || mb > 8 {
+		t.Errorf("%.1f MB to download, want what was random, 5 MB, and the base: %s", mb, got)
+	}
+}
