@@ -10,7 +10,8 @@
 // stores on disk. hako runs in a new container for each run, made ahead from an
 // image that holds nothing else, with an ordinary pod's rights and a memory
 // limit. BuildKit is a buildkitd with overlayfs snapshots that has built something
-// small and holds nothing. Each run has a new filesystem. The two alternate, and each figure is the median of the runs.
+// small and holds nothing. buildah and podman, where they are installed, build as root
+// with an empty storage. Each run has a new filesystem. All alternate, and each figure is the median of the runs.
 //
 // A time is from the start of the client to its end: of buildctl, and of
 // `runc start` on a container whose process waits to be let go, to the end of

@@ -52,13 +52,13 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.verbose, "v", false, "show what the builders say")
 	f.StringVar(&o.only, "w", "", "only these workloads, such as W1,W4")
 	f.StringVar(&o.out, "o", "", "write the report to this file too")
-	f.StringVar(&o.engine, "engine", "both", "both, hako or buildkit")
+	f.StringVar(&o.engine, "engine", "all", "both, hako, buildkit, or all: both, and buildah and podman where installed")
 	f.StringVar(&o.hakoArgs, "hako-args", "", "more arguments for hako, separated by spaces")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	if o.n < 1 || f.NArg() > 0 || !slices.Contains([]string{"both", "hako", "buildkit"}, o.engine) {
-		return o, errors.New("usage: bench [-n RUNS] [-small] [-w W1,W4] [-engine both|hako|buildkit] [-o FILE]")
+	if o.n < 1 || f.NArg() > 0 || !slices.Contains([]string{"all", "both", "hako", "buildkit"}, o.engine) {
+		return o, errors.New("usage: bench [-n RUNS] [-small] [-w W1,W4] [-engine both|hako|buildkit|all] [-o FILE]")
 	}
 	return o, nil
 }
@@ -91,7 +91,8 @@ type row struct {
 	memory          string
 	hako, buildkit  []result
 	fetch           []result // fetching and inflating the base
-	again           bool     // hako knew the base
+	others          map[string][]result
+	again           bool // hako knew the base
 	target          float64
 	againstBuildKit bool
 }
@@ -215,7 +216,7 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 	if w.cached {
 		return b.cachedRuns(ctx, w, on)
 	}
-	first := row{name: w.name, what: w.what, memory: w.memory, target: w.target, againstBuildKit: !w.fetch}
+	first := row{name: w.name, what: w.what, memory: w.memory, target: w.target, againstBuildKit: !w.fetch, others: map[string][]result{}}
 	again := row{name: w.name + " again", what: "the same with the base's index known", memory: w.memory, again: true}
 	for i := range b.options.n {
 		if w.fetch {
@@ -250,6 +251,9 @@ func (b *bench) workload(ctx context.Context, w workload, on base) ([]row, error
 				return nil, err
 			}
 			first.buildkit = append(first.buildkit, res)
+		}
+		if err := b.otherRuns(ctx, w, on, &first); err != nil {
+			return nil, err
 		}
 		b.logf("%s run %d: %s", w.name, i+1, latest(first, again))
 	}

@@ -96,6 +96,7 @@ func (b *bench) report(ctx context.Context, rows []row) string {
 	for _, r := range rows {
 		out.WriteString(r.costs())
 	}
+	out.WriteString(othersTable(rows))
 	return out.String()
 }
 

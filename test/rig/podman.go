@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -111,6 +113,24 @@ func (p *Podman) close() error {
 func (p *Podman) cmd(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "podman", append(p.global(), args...)...)
 	cmd.Dir = p.dir // conmon writes a file there when memory runs out
+	cmd.Env = append(os.Environ(), p.env()...)
+	return cmd
+}
+
+// Builder is a build of the Dockerfile in dir, and a push of the image as ref, by
+// the podman or buildah at path, with the rig's storage; args are those of its
+// build command.
+func (p *Podman) Builder(ctx context.Context, path string, args []string, ref, dir string) *exec.Cmd {
+	global := []string{"--root", filepath.Join(p.dir, "root"), "--runroot", filepath.Join(p.dir, "run"), "--storage-driver", "overlay", "--log-level", "error"}
+	build := slices.Concat([]string{path}, global, args, []string{
+		"--quiet", "--tls-verify=false", "--signature-policy", filepath.Join(p.dir, "policy.json"), "--runtime", "runc", "--tag", ref, dir,
+	})
+	push := slices.Concat([]string{path}, global, []string{
+		"push", "--quiet", "--tls-verify=false", "--signature-policy", filepath.Join(p.dir, "policy.json"), ref,
+	})
+	script := `build=$1; shift; "${@:1:build}" && shift "$build" && exec "$@"`
+	cmd := exec.CommandContext(ctx, "bash", slices.Concat([]string{"-c", script, "bash", strconv.Itoa(len(build))}, build, push)...)
+	cmd.Dir = p.dir
 	cmd.Env = append(os.Environ(), p.env()...)
 	return cmd
 }
