@@ -11,10 +11,10 @@ FUZZTIME ?= 30s
 GOFILES  = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cover lint fmt generate golden conformance fuzz bench images release
+.PHONY: help build demo test test-runtimes cover lint fmt generate golden conformance fuzz bench images release
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build bin/hako for this machine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/hako ./cmd/hako
@@ -24,6 +24,12 @@ demo: build ## Build an example image, without a registry or root of your own
 
 test: ## Run all tests; each group that something of the machine is missing for is named with its reason
 	$(GO) run ./hack/gotest -timeout 30m ./...
+
+# Neither make test nor CI does: to build the programs takes longer than all else.
+RUNTIMES = kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl etcd containerd containerd-shim-runc-v2 runsc
+test-runtimes: ## Run hako's images under a real kubelet and containerd, and under gVisor, as root
+	hack/tools $(RUNTIMES)
+	$(GO) test -count=1 -tags runtimes -timeout 30m ./test/kubernetes ./test/gvisor
 
 cover: ## Run all tests and show how much of the code they reach
 	$(GO) test -coverprofile=bin/cover.out ./... && $(GO) tool cover -func=bin/cover.out | tail -1

@@ -69,6 +69,8 @@ type PodSpec struct {
 	Memory  string // such as 256m; empty is no limit
 	Env     []string
 	Args    []string // more arguments of podman create
+	Runtime string   // path of another OCI runtime than runc
+	Network string   // another network than the host's
 }
 
 // A PodResult is what a container's process left.
@@ -209,6 +211,12 @@ func (p *Podman) image(ctx context.Context, repo string, base v1.Image, names []
 // Create makes a container, not yet started, and returns its id.
 func (p *Podman) Create(ctx context.Context, s PodSpec) (string, error) {
 	args := append([]string{"create"}, p.rights()...)
+	if s.Network != "" {
+		args[slices.Index(args, "--network=host")] = "--network=" + s.Network
+	}
+	if s.Runtime != "" {
+		args = append([]string{"--runtime=" + s.Runtime}, args...)
+	}
 	if s.Memory != "" {
 		args = append(args, "--memory="+s.Memory, "--memory-swap="+s.Memory)
 	}
