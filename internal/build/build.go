@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -44,7 +43,7 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 		return nil, err
 	}
 	if !opt.Cache.isOn() {
-		return runOnce(ctx, opt, nil, sink)
+		return runOnce(ctx, opt, attempt{}, sink)
 	}
 	fromStdin := opt.Dockerfile == "-" && opt.Stdin != nil
 	var dockerfile []byte
@@ -54,24 +53,25 @@ func Run(ctx context.Context, opt Options, sink progress.Sink) (*Result, error) 
 			return nil, fmt.Errorf("read the Dockerfile from standard input: %w", err)
 		}
 	}
-	distrust := map[string]bool{}
+	again := attempt{distrust: map[string]bool{}, input: &keptInput{}}
+	defer again.input.close() //nolint:errcheck // it is only read
 	for {
 		if fromStdin {
 			opt.Stdin = bytes.NewReader(dockerfile)
 		}
-		res, err := runOnce(ctx, opt, distrust, sink)
+		res, err := runOnce(ctx, opt, again, sink)
 		lost, ok := errors.AsType[*layer.LostError](err)
-		if !ok || ctx.Err() != nil || distrust[lost.Place] || opt.Context == "-" || strings.HasPrefix(opt.Context, "tar://stdin") {
+		if !ok || ctx.Err() != nil || again.distrust[lost.Place] {
 			return res, err
 		}
 		// What was found in the cache and then could not be had is made anew. What
 		// was made meanwhile is there, if the cache can be written.
-		distrust[lost.Place] = true
+		again.distrust[lost.Place] = true
 		progress.Start(sink, digest.FromString("lost "+lost.Place), "[internal] building again without what the cache has lost: "+lost.Error()).Done(nil)
 	}
 }
 
-func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink progress.Sink) (*Result, error) {
+func runOnce(ctx context.Context, opt Options, at attempt, sink progress.Sink) (*Result, error) {
 	started := time.Now()
 	files := plannedFiles(&opt) // before their paths are made absolute
 	if opt.Call == CallPlan {
@@ -82,7 +82,7 @@ func runOnce(ctx context.Context, opt Options, distrust map[string]bool, sink pr
 		watch = newStopwatch(sink)
 		sink = watch
 	}
-	b, err := open(ctx, &opt, distrust, sink, started)
+	b, err := open(ctx, &opt, at, sink, started)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ type build struct {
 
 // open reads and opens whatever the build needs from outside. Nothing is opened
 // by its path later, when another root may be installed.
-func open(ctx context.Context, opt *Options, distrust map[string]bool, sink progress.Sink, now time.Time) (_ *build, err error) {
+func open(ctx context.Context, opt *Options, at attempt, sink progress.Sink, now time.Time) (_ *build, err error) {
 	b := &build{opt: opt, sink: sink, meter: &meter{}, transfers: newTransfers(sink), clock: now}
 	if opt.SourceDateEpoch != nil {
 		b.clock = *opt.SourceDateEpoch
@@ -178,7 +178,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 	if b.git, err = openGit(opt, b.network, b.store); err != nil {
 		return nil, err
 	}
-	f := &fetcher{git: &gitOpener{client: b.git, network: b.network, clock: b.clock, log: b.note}, http: b.network.client(), store: b.store, opt: opt}
+	f := &fetcher{git: &gitOpener{client: b.git, network: b.network, clock: b.clock, log: b.note}, http: b.network.client(), store: b.store, opt: opt, input: at.input}
 	if b.contexts, err = openContexts(ctx, opt, f); err != nil {
 		return nil, err
 	}
@@ -187,7 +187,7 @@ func open(ctx context.Context, opt *Options, distrust map[string]bool, sink prog
 		return nil, err
 	}
 	b.outputs.http = b.network.client()
-	if err := b.openCache(ctx, distrust); err != nil {
+	if err := b.openCache(ctx, at.distrust); err != nil {
 		return nil, err
 	}
 	b.room = newRoom(ctx, opt, b.contexts, b.network, b.note)

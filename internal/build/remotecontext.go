@@ -26,6 +26,7 @@ type fetcher struct {
 	http  *http.Client
 	store *store.Store
 	opt   *Options
+	input *keptInput // nil: standard input is read anew
 }
 
 // A remoteContext is a build context that is no directory.
@@ -92,7 +93,7 @@ func isDir(s string) bool {
 // openRemote opens an archive as the build context.
 func (c *contexts) openRemote(ctx context.Context, opt *Options, f *fetcher) error {
 	name := RedactContext(opt.Context)
-	if opt.Context == stdinContext || opt.Context == tarStdin {
+	if isStdin(opt.Context) {
 		name = "standard input"
 	}
 	var text *[]byte
@@ -143,13 +144,15 @@ func (c *contexts) fetch(ctx context.Context, f *fetcher, address string, text *
 	if a == nil { // there is text
 		return tree.NewOverlay(nil), nil
 	}
-	c.closers = append(c.closers, a)
+	if !f.keeps(address) {
+		c.closers = append(c.closers, a)
+	}
 	return a, nil
 }
 
 func (c *contexts) archive(ctx context.Context, f *fetcher, address string, text *[]byte) (*layer.Archive, error) {
 	switch {
-	case address == stdinContext || address == tarStdin:
+	case isStdin(address):
 		a, err := f.stdin(ctx, text)
 		if err != nil {
 			return nil, fmt.Errorf("standard input: %w", err)
@@ -184,13 +187,6 @@ func (c *contexts) openTar(ctx context.Context, f *fetcher, address string) (*la
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}
 	return a, nil
-}
-
-func (f *fetcher) stdin(ctx context.Context, text *[]byte) (*layer.Archive, error) {
-	if file, ok := f.opt.Stdin.(*os.File); ok {
-		return source.OpenArchive(ctx, f.store, file, text)
-	}
-	return source.ReadArchive(ctx, f.store, f.opt.Stdin, nil, text)
 }
 
 // An UnknownContextError is returned for a context whose form has no meaning.

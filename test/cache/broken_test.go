@@ -6,10 +6,15 @@
 package cache
 
 import (
+	"archive/tar"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -136,4 +141,53 @@ func TestBrokenRegistry(t *testing.T) {
 		}
 		t.Logf("%-22s %.1f s", test.name, took.Seconds())
 	}
+}
+
+// TestLostFromStdin: standard input can be read only once, and yet a build of it
+// begins again without what the cache has lost.
+func TestLostFromStdin(t *testing.T) {
+	t.Parallel()
+	const dockerfile = "FROM REG/base:one\nCOPY f /f\nRUN cat /f /f > /g\nCOPY d /d\nRUN cat /g > /h; : %s\n"
+	w := newWorld(t)
+	w.base("one", "1")
+	for i, form := range []string{"a pipe", "a file"} {
+		w.args = []string{"--cache", fmt.Sprintf("--cache-repo=%s/stdin%d", w.addr, i), "-d", w.addr + "/app:1"}
+		w.write(map[string]string{"Dockerfile": fmt.Sprintf(dockerfile, "first"), "f": "f\n", "d/e/f": "f\n"})
+		w.must(w.build())
+		w.write(map[string]string{"Dockerfile": fmt.Sprintf(dockerfile, "changed")})
+		want := w.uncached()
+		w.reg.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+			return strings.HasPrefix(r.URL.Path, "/v2/stdin") && isBlobGet(r) && answer(rw, http.StatusNotFound, "{}")
+		})
+		cmd := w.command(t.Context(), "-", w.args...)
+		cmd.Stdin = w.archive(form == "a file")
+		b := finish(cmd)
+		w.reg.setFault(nil)
+		if b.err != nil || b.digest != want || !strings.Contains(b.log, "building again") {
+			t.Errorf("%s: %s, want %s: %v\n%s", form, b.digest, want, b.err, b.log)
+		}
+	}
+}
+
+// archive returns the context as a tar.
+func (w *world) archive(isFile bool) io.Reader {
+	w.t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	if err := errors.Join(tw.AddFS(os.DirFS(w.dir)), tw.Close()); err != nil {
+		w.t.Fatal(err)
+	}
+	if !isFile {
+		return &b
+	}
+	path := filepath.Join(w.t.TempDir(), "context.tar")
+	if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = f.Close() })
+	return f
 }

@@ -181,7 +181,11 @@ func (w *world) command(ctx context.Context, dir string, args ...string) *exec.C
 // run builds dir and reads what the build said.
 func (w *world) run(dir string, args ...string) built {
 	w.t.Helper()
-	cmd := w.command(w.t.Context(), dir, args...)
+	return finish(w.command(w.t.Context(), dir, args...))
+}
+
+// finish runs a build and reads what it said.
+func finish(cmd *exec.Cmd) built {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	b := built{err: cmd.Run(), log: stderr.String()}
