@@ -206,6 +206,10 @@ func (c *clouds) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		answer(http.StatusOK, `{"authorizationData":[{"authorizationToken":"QVdTOnBsYW50ZWQtZWNy","expiresAt":4102444800}]}`)
 	case r.Host == "login.microsoftonline.com" && r.URL.Path == "/tenant/oauth2/v2.0/token" && r.FormValue("client_id") == "client" && r.FormValue("client_secret") == "planted-secret":
 		answer(http.StatusOK, `{"access_token":"planted-entra","expires_in":3599,"token_type":"Bearer"}`)
+	case r.Host == "api.ecr.us-east-1.amazonaws.com":
+		answer(http.StatusBadRequest, `{"__type":"UnrecognizedClientException","message":"The security token included in the request is invalid."}`)
+	case r.Host == "login.microsoftonline.com":
+		answer(http.StatusUnauthorized, `{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret provided."}`)
 	case r.Host == acrHost && r.URL.Path == "/oauth2/exchange" && r.FormValue("access_token") == "planted-entra" && r.FormValue("service") == acrHost:
 		answer(http.StatusOK, `{"refresh_token":"`+acrRefresh+`"}`)
 	case r.Host == acrHost && r.URL.Path == "/oauth2/token" && r.FormValue("grant_type") == "refresh_token" && r.FormValue("refresh_token") == acrRefresh:

@@ -46,6 +46,8 @@ type kanikoExample struct {
 	// built is a file of the image, FILE=CONTENT; made=a without.
 	built string
 	check func(t *testing.T, k *kanikoRun, out string)
+	// fails is in the output of what has to fail.
+	fails string
 	// elsewhere is the package that tests it, for want of what it needs here.
 	elsewhere string
 }
@@ -115,6 +117,19 @@ func kanikoExamples() []kanikoExample {
 		{name: "target", image: "gcr.io/my-repo/target:latest", check: checkTarget, script: runWorkspace + latest + "--destination=gcr.io/my-repo/target --target=first"},
 		{name: "build args", image: "gcr.io/my-repo/args:latest", built: "made='value with spaces'\n", script: "export IFS=''\n" +
 			"docker run -v $(pwd):/workspace " + latest + `--build-arg "MY_VAR='value with spaces'" --destination=gcr.io/my-repo/args`},
+		// The credentials of these are looked at, so they are those of the rows above.
+		{name: "Azure, another key", fails: "the account does not accept AZURE_STORAGE_ACCESS_KEY", script: "docker run -e AZURE_STORAGE_ACCESS_KEY=b3RoZXI= " + latest +
+			"--context=https://" + azureHost + "/container/path/to/context.tar.gz --destination=gcr.io/my-repo/none"},
+		{name: "S3, another key", fails: "does not accept these keys", script: "docker run -e S3_ENDPOINT=http://$S3 -e S3_FORCE_PATH_STYLE=true -e AWS_ACCESS_KEY_ID=AKIAPLANTED -e AWS_SECRET_ACCESS_KEY=other " + latest +
+			"--context=s3://kaniko-bucket/path/to/context.tar.gz --destination=gcr.io/my-repo/none"},
+		{name: "git private, another token", fails: "github.com: 401", script: "docker run -e GIT_TOKEN=other " + latest + "--context=git://github.com/acme/myproject.git#refs/heads/mybranch --destination=gcr.io/my-repo/none"},
+		{name: "Docker Hub, another password", fails: "error building image: push docker.io/library/yourimagename: sign in: denied (401)", script: configJSON +
+			`{"auths":{"https://index.docker.io/v1/":{"username":"USER","password":"planted-other"}}}` + "\n" + withConfig + latest + "--destination=yourimagename"},
+		{name: "ECR, another key", fails: "ECR answered 400 UnrecognizedClientException", script: runWorkspace + "-e AWS_ACCESS_KEY_ID=AKIAOTHER -e AWS_SECRET_ACCESS_KEY=planted-other " + latest + "--destination=" + ecrHost + "/none:1"},
+		{name: "ACR, another secret", fails: "with AZURE_CLIENT_SECRET of the client client: Microsoft Entra answered 401 invalid_client", script: runWorkspace +
+			"-e AZURE_TENANT_ID=tenant -e AZURE_CLIENT_ID=client -e AZURE_CLIENT_SECRET=planted-other " + latest + "--destination=" + acrHost + "/none:1"},
+		{name: "ACR by a file without an identity", fails: " try     set tenantId, aadClientId and aadClientSecret in it", script: "echo '{\"cloud\":\"AzurePublicCloud\"}' > ../azure.json\n" +
+			runWorkspace + "-v $(realpath ../azure.json):/secret/azure.json:ro " + latest + "--azure-container-registry-config=/secret/azure.json --destination=" + acrHost + "/none:1"},
 	}
 }
 
@@ -277,7 +292,14 @@ func (k *kanikoRun) run(t *testing.T, e kanikoExample) {
 	cmd.Dir, cmd.Env = bctx, append(os.Environ(), k.env...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if e.fails != "" {
+		if err == nil || !strings.Contains(out.String(), e.fails) || strings.Contains(out.String(), "planted") {
+			t.Errorf("%v, want an error with %q and nothing secret:\n%s", err, e.fails, out.String())
+		}
+		return
+	}
+	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, e.script, out.String())
 	}
 	if e.image != "" {
