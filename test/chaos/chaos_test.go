@@ -140,6 +140,14 @@ func (d *day) write(t *testing.T, name string, b []byte) {
 	}
 }
 
+// writeRandom writes what cannot be compressed.
+func (d *day) writeRandom(t *testing.T, name string, size int) {
+	t.Helper()
+	b := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{byte(size >> 20)}).Read(b)
+	d.write(t, name, b)
+}
+
 // build builds with a work directory of its own and returns the digest.
 func (d *day) build(t *testing.T, file, base, to string, p *proxy) string {
 	t.Helper()

@@ -6,7 +6,6 @@
 package chaos
 
 import (
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -35,9 +34,7 @@ func TestBodyLimit(t *testing.T) {
 	}))
 	t.Cleanup(front.Close)
 	d := &day{hako: buildHako(t), upstream: upstream, dir: t.TempDir()}
-	big := make([]byte, 5<<20)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(big)
-	d.write(t, "f", big)
+	d.writeRandom(t, "f", 5<<20)
 	d.write(t, "small", []byte("small\n"))
 	d.write(t, "Dockerfile", []byte("FROM scratch\nCOPY f /\nCOPY small /\n"))
 	ref := front.Listener.Addr().String() + "/limited/app:1"

@@ -8,7 +8,6 @@ package chaos
 import (
 	"bytes"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -48,9 +47,7 @@ func TestTransfersShown(t *testing.T) {
 	}))
 	t.Cleanup(front.Close)
 	d := &day{hako: buildHako(t), upstream: upstream, dir: t.TempDir()}
-	big := make([]byte, 20<<20)
-	_, _ = rand.NewChaCha8([32]byte{2}).Read(big)
-	d.write(t, "f", big)
+	d.writeRandom(t, "f", 20<<20)
 	d.write(t, "Dockerfile", []byte("FROM scratch\nCOPY f /\n"))
 	d.write(t, "on", []byte("ARG BASE\nFROM $BASE AS base\nFROM scratch\nCOPY --from=base f /again\n"))
 	repo := front.Listener.Addr().String() + "/slow/app"
