@@ -174,11 +174,11 @@ func (c *contexts) openKanikoGit(ctx context.Context, opt *Options, g *gitOpener
 	if k.commit != "" {
 		o.Ref = k.commit
 	}
-	client := *g.client
+	client := g.client
 	if opt.Git.InsecureSkipTLS {
-		client.HTTP = g.network.insecureClient()
+		client = &source.GitClient{HTTP: g.network.insecureClient(), Dial: client.Dial, Store: client.Store, KnownHosts: client.KnownHosts}
 	}
-	t, err := source.FetchGit(ctx, &client, k.remote, o)
+	t, err := source.FetchGit(ctx, client, k.remote, o)
 	if err != nil {
 		return fmt.Errorf("build context: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"hako/internal/git"
@@ -20,12 +21,40 @@ import (
 )
 
 // A GitClient is how git servers are reached. It opens no files: hosts' keys and
-// connections to agents are its maker's business.
+// connections to agents are its maker's business. It is one build's: what one
+// source has fetched of a repository serves others that want the same of it.
 type GitClient struct {
 	HTTP       *http.Client
 	Dial       git.Dial
 	Store      *store.Store
 	KnownHosts [][]byte // files of known_hosts(5)
+
+	mu    sync.Mutex
+	known map[gitWish]*sharedRepo
+}
+
+// A gitWish is what is fetched in one go.
+type gitWish struct {
+	remote string
+	goal   gitGoal
+}
+
+// A sharedRepo is what was fetched for a wish, or is being fetched.
+type sharedRepo struct {
+	mu   sync.Mutex
+	repo *gitRepo // nil: nobody had success yet
+}
+
+func (c *GitClient) shared(w gitWish) *sharedRepo {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = make(map[gitWish]*sharedRepo)
+	}
+	if c.known[w] == nil {
+		c.known[w] = &sharedRepo{}
+	}
+	return c.known[w]
 }
 
 // GitOptions say what is fetched of a repository.
@@ -187,8 +216,25 @@ func (f *gitFetch) goal() (gitGoal, error) {
 	return g, nil
 }
 
-// repository fetches what the goal needs, with more attempts if it may help.
+// repository returns what the goal needs, fetched once.
 func (f *gitFetch) repository(ctx context.Context, remote string, goal gitGoal) (*gitRepo, error) {
+	s := f.client.shared(gitWish{remote, goal})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.repo == nil {
+		r, err := f.retry(ctx, remote, goal)
+		if err != nil {
+			return nil, err
+		}
+		s.repo = r
+	}
+	// Each has its own view of it.
+	r := s.repo
+	return &gitRepo{remote: r.remote, found: r.found, head: r.head, pack: r.pack, file: r.file, refs: r.refs, shallow: r.shallow}, nil
+}
+
+// retry fetches what the goal needs, with more attempts if it may help.
+func (f *gitFetch) retry(ctx context.Context, remote string, goal gitGoal) (*gitRepo, error) {
 	u, err := git.ParseURL(remote)
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -557,6 +558,40 @@ func TestGitAccess(t *testing.T) {
 		if strings.Contains(said, "wrong") {
 			t.Errorf("%s tells the secret", said)
 		}
+	}
+}
+
+// TestGitOnce: sources that differ in what they take of a commit fetch it once.
+func TestGitOnce(t *testing.T) {
+	t.Parallel()
+	var packs atomic.Int32
+	p := newGitPlace(t, false, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				packs.Add(1)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	p.script(appRepo)
+	client := gitClient(t)
+	var wg sync.WaitGroup
+	for _, opt := range []source.GitOptions{{SkipSubmodules: true}, {SkipSubmodules: true, KeepGitDir: true}, {SkipSubmodules: true, CommitTime: true}} {
+		wg.Go(func() {
+			opt.Time = checkoutTime
+			got, err := source.FetchGit(t.Context(), client, p.url+"/app.git", opt)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := got.FS.Lstat(".git"); (err == nil) != opt.KeepGitDir {
+				t.Errorf("%+v: .git: %v", opt, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := packs.Load(); n != 1 {
+		t.Errorf("fetched %d times, want once", n)
 	}
 }
 
