@@ -85,6 +85,6 @@ func (d *Diagnosis) tryForeign(ctx context.Context, dir string) {
 		}
 	}
 	if len(runs) > 0 {
-		d.Except[i] += " than " + strings.Join(runs, ", ")
+		d.Except[i] += " (but for " + strings.Join(runs, ", ") + ")"
 	}
 }
