@@ -203,7 +203,33 @@ func (p *placer) at(path string, make func(dest string) error) error {
 		keep, err := keepTimes(dir)
 		return errors.Join(err, layer.RemoveAll(dest), keep())
 	})
-	return errors.Join(make(dest), restoreTimes())
+	if err := errors.Join(make(dest), restoreTimes()); err != nil {
+		return err
+	}
+	return p.mustStay(dest, path)
+}
+
+// mustStay makes it an error if the command moves or links what was placed at path
+// to where the layer would have it. A mount cannot be moved (EBUSY).
+func (p *placer) mustStay(dest, path string) error {
+	fd, err := unix.Open(dest, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /%s: %w", path, err)
+	}
+	p.onUndo(func() error {
+		defer unix.Close(fd)
+		var placed, there unix.Stat_t
+		if err := unix.Fstat(fd, &placed); err != nil || placed.Nlink == 0 {
+			return err // removed, which is undone
+		}
+		err := unix.Lstat(dest, &there)
+		stays := err == nil && there.Ino == placed.Ino && there.Dev == placed.Dev
+		if stays && (placed.Mode&unix.S_IFMT == unix.S_IFDIR || placed.Nlink == 1) {
+			return nil
+		}
+		return fmt.Errorf("the command moved or linked /%s, which is no part of the image: docker build has a mount there, which is busy (EBUSY)", path)
+	})
+	return nil
 }
 
 // aside moves what is at path, in the held directory dir, away until the end.
