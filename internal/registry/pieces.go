@@ -40,17 +40,14 @@ func (a *access) lowerPiece(n int64) bool {
 }
 
 // sendPieces uploads the blob in requests of limited size (OCI distribution-spec,
-// "Pushing a blob in chunks"). The upload that refused is not used again.
-func (a *access) sendPieces(ctx context.Context, up *upload) error {
+// "Pushing a blob in chunks").
+func (a *access) sendPieces(ctx context.Context, u *url.URL, up *upload) error {
 	what := "blob " + up.desc.Digest.String()
-	u, _, err := a.startUpload(ctx, nil)
-	if err != nil {
-		return err
-	}
 	if up.begun != nil {
 		up.begun = u
 	}
-	if u, err = a.sendRest(ctx, u, up, 0); err != nil {
+	u, err := a.sendRest(ctx, u, up, 0)
+	if err != nil {
 		return err
 	}
 	if u == nil {

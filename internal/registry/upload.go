@@ -41,8 +41,7 @@ func (a *access) sendWhole(ctx context.Context, u *url.URL, up *upload) error {
 		up.begun = u
 	}
 	if most := a.piece(); most > 0 && up.desc.Size > most {
-		a.cancelUpload(ctx, u)
-		return a.sendPieces(ctx, up)
+		return a.sendPieces(ctx, u, up)
 	}
 	resp, err := a.sendBlob(ctx, http.MethodPut, u, up, 0, up.desc.Size)
 	if err != nil {
@@ -50,7 +49,11 @@ func (a *access) sendWhole(ctx context.Context, u *url.URL, up *upload) error {
 	}
 	if resp.StatusCode == http.StatusRequestEntityTooLarge && a.lowerPiece(up.desc.Size) {
 		discard(resp)
-		return a.sendPieces(ctx, up)
+		// If it was the registry itself that refused, that upload has ended.
+		if u, _, err = a.startUpload(ctx, nil); err != nil {
+			return err
+		}
+		return a.sendPieces(ctx, u, up)
 	}
 	return a.stored("blob "+up.desc.Digest.String(), resp, up.desc.Digest)
 }
