@@ -164,3 +164,57 @@ func (s *sharing) files(files map[string]string) {
 		}
 	}
 }
+
+// A counting registry is slow to give blobs, and counts what it gives.
+type counting struct {
+	next  http.Handler
+	count atomic.Bool
+	mu    sync.Mutex
+	given map[string]int
+}
+
+func (c *counting) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if c.count.Load() && r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+		c.mu.Lock()
+		c.given[r.URL.Path]++
+		c.mu.Unlock()
+		time.Sleep(500 * time.Millisecond)
+	}
+	c.next.ServeHTTP(w, r)
+}
+
+// TestWarmersAtOnce: warmers that fill one directory at the same time fetch each
+// blob once.
+func TestWarmersAtOnce(t *testing.T) {
+	t.Parallel()
+	reg := &counting{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), given: map[string]int{}}
+	srv := httptest.NewServer(reg)
+	t.Cleanup(srv.Close)
+	s := &sharing{t: t, dir: t.TempDir(), host: srv.Listener.Addr().String()}
+	noise := make([]byte, 2<<20)
+	_, _ = rand.NewChaCha8([32]byte{6}).Read(noise)
+	s.files(map[string]string{"base/noise": string(noise), "base/Dockerfile": "FROM scratch\nCOPY noise /\nCOPY Dockerfile /dir/\nCOPY Dockerfile /other/\n"})
+	s.run("build", "--push", "-t", s.host+"/base:1", filepath.Join(s.dir, "base"))
+	bases := filepath.Join(s.dir, "bases")
+	reg.count.Store(true)
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if out := s.run("warm", "--cache-dir", bases, s.host+"/base:1"); !strings.Contains(out, "/base:1@sha256:") {
+				t.Errorf("a warmer said %q", out)
+			}
+		})
+	}
+	wg.Wait()
+	if len(reg.given) != 4 {
+		t.Errorf("%d blobs were given, want a config and 3 layers", len(reg.given))
+	}
+	for path, n := range reg.given {
+		if n != 1 {
+			t.Errorf("%s was given %d times", path, n)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(bases, "hako", "tmp")); len(left) > 0 || err != nil {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

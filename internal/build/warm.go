@@ -249,7 +249,9 @@ func (w *warmer) keep(ctx context.Context, b frontend.Base) (out Warmed) {
 		return out
 	}
 	out.Ref = r.Name()
+	release := w.depot.Claim(ctx, digest.FromString(name), resolveWait)
 	img, err := w.pool.client.Resolve(ctx, r, &b.Platform)
+	release()
 	if err != nil {
 		out.Err = err
 		return out
@@ -302,6 +304,13 @@ func (w *warmer) refresh(d ocispecs.Descriptor) {
 	w.depot.Check(d.Digest, d.Size)
 }
 
+// claimWait is how long one warmer waits for another that fetches the same: what
+// is not there then is fetched twice.
+const (
+	claimWait   = 10 * time.Minute
+	resolveWait = 10 * time.Second // for manifests and configs, which are small
+)
+
 // layer keeps one layer, and tells whether it had to be fetched. Images that
 // share one share the Layer, whose pass is done once.
 func (w *warmer) layer(ctx context.Context, l *layer.Layer) (fetched bool, err error) {
@@ -309,6 +318,13 @@ func (w *warmer) layer(ctx context.Context, l *layer.Layer) (fetched bool, err e
 	has := func() bool { return w.depot.Has(d.Digest, d.Size) }
 	if has() && l.HasIndex() {
 		return false, nil
+	}
+	release := w.depot.Claim(ctx, d.Digest, claimWait)
+	defer release()
+	if w.depot.HasIndex(layer.IndexFormat, l.DiffID().Digest()) { // by now
+		l.OfferIndex(func(context.Context) (io.ReadCloser, error) {
+			return w.depot.OpenIndex(layer.IndexFormat, l.DiffID().Digest())
+		})
 	}
 	if fetched = !has(); fetched && !w.depot.HasRoom(d.Size) {
 		return false, w.noRoom(d.Digest)
