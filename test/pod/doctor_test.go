@@ -111,7 +111,7 @@ func (w *world) doctorInPod(t *testing.T, image string) {
 		"root overlay, writable, ",
 		"shows every change (ctime)",
 		"inplace yes chosen",
-		"builds everything except RUN --network=none, ",
+		"builds everything except RUN --security=insecure, RUN --network=none, ",
 		"registry "+w.Registry+" (from -d): http, not signed in",
 		"pull yes", "push yes",
 	)
