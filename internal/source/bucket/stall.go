@@ -25,6 +25,9 @@ type watchedTransport struct {
 	limit time.Duration
 }
 
+// maxAnswer bounds what is read of an answer that is no object.
+const maxAnswer = 1 << 20
+
 // A watch is that of one exchange.
 type watch struct {
 	timer *time.Timer
@@ -64,7 +67,11 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, w.cause(err)
 	}
 	w.pause()
-	resp.Body = &receivedBody{resp.Body, w}
+	var body io.Reader = resp.Body
+	if r.Method != http.MethodGet || resp.StatusCode >= 300 {
+		body = io.LimitReader(body, maxAnswer) // it is read as a whole
+	}
+	resp.Body = &receivedBody{body, resp.Body, w}
 	return resp, nil
 }
 
@@ -82,13 +89,14 @@ func (b *sentBody) Read(p []byte) (int, error) {
 
 // A receivedBody is watched while it is read.
 type receivedBody struct {
-	io.ReadCloser
+	io.Reader
+	io.Closer
 	w *watch
 }
 
 func (b *receivedBody) Read(p []byte) (int, error) {
 	b.w.arm()
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.Reader.Read(p)
 	b.w.pause()
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.w.cause(err)
@@ -97,7 +105,7 @@ func (b *receivedBody) Read(p []byte) (int, error) {
 }
 
 func (b *receivedBody) Close() error {
-	err := b.ReadCloser.Close()
+	err := b.Closer.Close()
 	b.w.end()
 	return err
 }

@@ -58,6 +58,7 @@ type Store struct {
 
 	mu            sync.Mutex
 	cfg           aws.Config
+	s3            *s3.Client
 	unconditional bool // the server knows no conditions
 }
 
@@ -96,19 +97,23 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// client returns the client for the bucket's region. It learns the server's time.
 func (s *Store) client() *s3.Client {
 	s.mu.Lock()
-	cfg := s.cfg
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.s3 == nil {
+		s.s3 = s.newClient()
+	}
+	return s.s3
+}
+
+func (s *Store) newClient() *s3.Client {
 	pathStyle, _ := strconv.ParseBool(s.opt.Getenv("S3_FORCE_PATH_STYLE"))
 	if s.opt.PathStyle != nil {
 		pathStyle = *s.opt.PathStyle
 	}
-	endpoint := endpointURL(s.opt.Endpoint)
-	if endpoint == "" {
-		endpoint = s.opt.s3Endpoint()
-	}
-	return s3.NewFromConfig(cfg, func(o *s3.Options) {
+	endpoint := cmp.Or(endpointURL(s.opt.Endpoint), s.opt.s3Endpoint())
+	return s3.NewFromConfig(s.cfg, func(o *s3.Options) {
 		o.UsePathStyle, o.HTTPClient, o.Retryer = pathStyle, s.http, aws.NopRetryer{}
 		if endpoint != "" {
 			o.BaseEndpoint = &endpoint
@@ -148,7 +153,7 @@ func (s *Store) move(region string) bool {
 	if s.cfg.Region == region {
 		return false
 	}
-	s.cfg.Region = region
+	s.cfg.Region, s.s3 = region, nil
 	return true
 }
 
