@@ -77,7 +77,7 @@ func (d *Diagnosis) chooseSandbox(ctx context.Context, opt Options) {
 			inplace.Why = "by the executor, or with --isolation=inplace: " + reason(err)
 		}
 	}
-	namespace.Chosen = namespace.OK && opt.Isolation != isolationInPlace
+	namespace.Chosen = namespace.OK && opt.Isolation != isolationInPlace && !staysInPlace(&opt)
 	inplace.Chosen = inplace.OK && !namespace.Chosen && opt.Isolation != isolationNamespace
 	d.Runs, d.Parallel = namespace.Chosen || inplace.Chosen, namespace.Chosen
 	d.Sandboxes = []SandboxChoice{

@@ -80,7 +80,11 @@ func (r *room) choose(ctx context.Context) choice {
 		if t, nerr = sandbox.TryNamespace(ctx, r.work()); nerr == nil && t.Enter == "" {
 			return choice{kind: isolationNamespace, why: t.String(), trial: t}
 		}
-		if nerr == nil {
+		switch {
+		case nerr != nil:
+		case staysInPlace(r.opt):
+			nerr = errors.New("only a user namespace, in which commands make no device nodes; --isolation=namespace takes it")
+		default:
 			nerr = errors.New("this program would have to be started in a user namespace")
 		}
 		if r.opt.Isolation == isolationNamespace {
@@ -100,10 +104,20 @@ func (r *room) choose(ctx context.Context) choice {
 	return c
 }
 
+// staysInPlace tells whether a build is in place though it could enter a user
+// namespace: kaniko's personality, where commands make device nodes, as in
+// kaniko; mknod(2) is EPERM in every user namespace. Kubelets give pods no filter
+// of system calls unless they are told to, so that an ordinary pod can enter one
+// on some nodes and not on others: what a Dockerfile may do is the same on all.
+func staysInPlace(opt *Options) bool {
+	auto := opt.Isolation == "" || opt.Isolation == isolationAuto
+	return auto && opt.Executor && !sandbox.IsAdmin() && sandbox.MakesDevices() && (&room{opt: opt}).inPlace() == nil
+}
+
 // enter starts this program again in a user namespace if commands can have
 // namespaces only there. It comes before anything is opened.
 func enter(ctx context.Context, opt *Options) error {
-	if opt.Supervisor == nil || opt.Isolation == isolationInPlace || !asRoot(opt) || opt.Supervisor.Entered || sandbox.IsAdmin() {
+	if opt.Supervisor == nil || opt.Isolation == isolationInPlace || !asRoot(opt) || opt.Supervisor.Entered || sandbox.IsAdmin() || staysInPlace(opt) {
 		return nil
 	}
 	t, err := sandbox.TryNamespace(ctx, workDir(opt))

@@ -52,6 +52,8 @@ func (r *room) close() error                               { return nil }
 
 func enter(context.Context, *Options) error { return nil }
 
+func staysInPlace(*Options) bool { return false }
+
 func workDir(opt *Options) string {
 	if opt.WorkDir != "" {
 		return opt.WorkDir

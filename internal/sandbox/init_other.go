@@ -13,3 +13,6 @@ func MemoryLimit() int64 { return 0 }
 
 // Restore does nothing: nothing is ever parked here.
 func Restore(string) error { return nil }
+
+// IsAdmin is false: there is nothing to mount.
+func IsAdmin() bool { return false }

@@ -66,6 +66,13 @@ func IsAdmin() bool {
 	return err == nil && caps&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
+// MakesDevices tells whether commands that stay where this process is can make
+// device nodes, which no user namespace but the machine's own allows.
+func MakesDevices() bool {
+	caps, err := ownCapabilities()
+	return err == nil && caps&(1<<unix.CAP_MKNOD) != 0 && !inUserNamespace()
+}
+
 // tryHere tries it without a new user namespace.
 func tryHere(ctx context.Context, workDir string) (*Trial, error) {
 	t := &Trial{}

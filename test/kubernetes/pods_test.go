@@ -302,7 +302,7 @@ func (c *cluster) doctor(t *testing.T) {
 	guarded.spec["securityContext"] = map[string]any{"seccompProfile": runtimeDefault()}
 	_, report := guarded.run(t, "doctor")
 	t.Logf("with the kubelet's settings:\n%s\nwith RuntimeDefault:\n%s", plain, report)
-	says(t, plain, "guards seccomp off", "rights capabilities a80425fb (the runtime's default 14)", "inplace yes")
+	says(t, plain, "guards seccomp off", "rights capabilities a80425fb (the runtime's default 14)", "inplace yes chosen")
 	says(t, report,
 		"user 0:0, not in a user namespace", "rights capabilities a80425fb (the runtime's default 14)", "guards seccomp filter",
 		"may chroot mknod chown setxattr setcap", "may not mount (EPERM) unshare(mount) (EPERM) unshare(user) (EPERM)",

@@ -44,3 +44,16 @@ func TestRights(t *testing.T) {
 		}
 	}
 }
+
+// TestUnfiltered builds in a pod as most kubelets make it, without a filter of
+// system calls, so that it could enter a user namespace: it stays in place,
+// where a RUN makes device nodes as it does under kaniko.
+func TestUnfiltered(t *testing.T) {
+	w := start(t, false)
+	s, _ := w.spec(t, w.scratch(t), w.files(t, map[string]string{"Dockerfile": "FROM base.test/busybox\nRUN mknod /null c 1 3\n"}), true)
+	s.Args = append(s.Args, "--security-opt=seccomp=unconfined")
+	res, err := w.pod.Run(t.Context(), s)
+	if err != nil || res.Exit != 0 || !strings.Contains(res.Stderr, "inplace sandbox (no namespaces here: only a user namespace") {
+		t.Errorf("%v, exit status %d\n%s", err, res.Exit, res.Stderr)
+	}
+}
