@@ -254,7 +254,7 @@ func noDevice(path string) error {
 	if topOf(path) == "dev" {
 		return nil
 	}
-	return fmt.Errorf("make the device node /%s: this container lacks CAP_MKNOD", path)
+	return fmt.Errorf("make the device node /%s: this container lacks CAP_MKNOD, or is in a user namespace (hostUsers: false)", path)
 }
 
 func applyLayers(ctx context.Context, dir string, layers []*layer.Layer, with unpacking) error {

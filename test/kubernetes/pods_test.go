@@ -375,7 +375,9 @@ func (c *cluster) restricted(t *testing.T) {
 	}
 }
 
-// userNamespace: a pod with hostUsers: false, root in a user namespace.
+// userNamespace: a pod with hostUsers: false, root in a user namespace. Without
+// a filter it makes namespaces within, with one it builds in place, where a
+// base's device nodes cannot be made, which is said.
 func (c *cluster) userNamespace(t *testing.T) {
 	features, err := exec.CommandContext(t.Context(), "runc", "features").Output()
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(features)), ""), `"idmap":{"enabled":true}`) {
@@ -395,6 +397,15 @@ func (c *cluster) userNamespace(t *testing.T) {
 		says(t, report, "user 0:0, in a user namespace", "rights capabilities a80425fb")
 		status, log := build.run(t, "users")
 		c.built(t, status, registryName+"/"+name+":1", map[string]string{"id": "0\n"})
-		t.Logf("%s:\n%s\n%s", name, report, log)
+		sandbox := map[bool]string{true: "inplace sandbox", false: "namespace sandbox (user namespace"}[profile != nil]
+		if !strings.Contains(log, sandbox) {
+			t.Errorf("%s: not in the %s:\n%s", name, sandbox, log)
+		}
+	}
+	p := c.pod("devices", "FROM registry.example.com/odd\nRUN true\n")
+	p.spec["hostUsers"], p.spec["securityContext"] = false, map[string]any{"seccompProfile": runtimeDefault()}
+	p.create(t, "users")
+	if status, log := c.ended(t, "users", named("devices")); status.Phase != "Failed" || !strings.Contains(log, "make the device node /odd/dev/null") {
+		t.Errorf("a device node in a user namespace: %+v\n%s", status, log)
 	}
 }
