@@ -48,8 +48,8 @@ generate: ## Run code generators
 golden: ## Rewrite expected outputs; review the difference like code
 	$(GO) test ./cmd/hako -update
 
-SANDBOX ?= inplace
-conformance: ## Build every case with BuildKit and with hako in SANDBOX (inplace), compare, write docs/conformance.md
+SANDBOX ?= inplace,namespace
+conformance: ## Build every case with BuildKit and with hako in each SANDBOX (inplace,namespace), compare, write docs/conformance.md
 	$(GO) test -count=1 -timeout 30m ./test/conformance -sandbox $(SANDBOX) -document docs/conformance.md
 
 # Go's default would spend a minute on shortening each new input.
