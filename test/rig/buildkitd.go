@@ -87,6 +87,7 @@ func (r *Rig) startBuildkitd(ctx context.Context, dir string, registries ...stri
 	b.cmd.Stdout, b.cmd.Stderr = log, log
 	// A group of its own, so that an interrupt of the test does not reach it
 	// before the test has ended its builds; gone with us if we are killed.
+	b.cmd.Env = append(os.Environ(), "TMPDIR="+dir) // it leaves empty directories there
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := b.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start buildkitd: %w", err)
