@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -279,25 +278,7 @@ func TestBucketBroken(t *testing.T) {
 func TestBucketWriters(t *testing.T) {
 	t.Parallel()
 	s := newS3World(t)
-	build := func(n int) built {
-		one := &world{t: t, reg: s.reg, addr: s.addr, dir: t.TempDir()}
-		one.write(map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": fmt.Sprint(n)})
-		return one.run(one.dir, "--cache-from="+s.place, "--cache-to="+s.place, "--no-push", "-t", "x:1")
-	}
-	var wg sync.WaitGroup
-	for n := range 5 {
-		wg.Go(func() {
-			if b := build(n); b.err != nil || strings.Contains(b.log, "] cache s3://") {
-				t.Errorf("build %d: %v\n%s", n, b.err, b.log)
-			}
-		})
-	}
-	wg.Wait()
-	for n := range 5 {
-		if b := build(n); len(b.misses()) > 0 {
-			t.Errorf("build %d found nothing\n%s", n, b.log)
-		}
-	}
+	s.atOnce(5, "--cache-from="+s.place, "--cache-to="+s.place)
 }
 
 // TestBucketExplains: a miss is explained from a bucket as from a registry; with a

@@ -395,25 +395,7 @@ func TestDirectoryWriters(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	dir := filepath.Join(t.TempDir(), "cache")
-	build := func(n int) built {
-		one := &world{t: t, reg: w.reg, addr: w.addr, dir: t.TempDir()}
-		one.write(map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": fmt.Sprint(n)})
-		return one.run(one.dir, "--cache", "--cache-repo=oci:"+dir, "--no-push", "-t", "x:1")
-	}
-	var wg sync.WaitGroup
-	for n := range 6 {
-		wg.Go(func() {
-			if b := build(n); b.err != nil {
-				t.Errorf("build %d: %v\n%s", n, b.err, b.log)
-			}
-		})
-	}
-	wg.Wait()
-	for n := range 6 {
-		if b := build(n); len(b.misses()) > 0 {
-			t.Errorf("build %d found nothing\n%s", n, b.log)
-		}
-	}
+	w.atOnce(6, "--cache", "--cache-repo=oci:"+dir)
 }
 
 // TestFailedBuildIsGoneOnWith: what a build has made before it fails, or is killed,

@@ -269,3 +269,28 @@ func decode(t *testing.T, r io.Reader, to any) {
 		t.Fatal(err)
 	}
 }
+
+// atOnce has n builds at the same time keep what they make in one place, without a
+// complaint, and wants all of it found there.
+func (w *world) atOnce(n int, args ...string) {
+	w.t.Helper()
+	build := func(n int) built {
+		one := &world{t: w.t, reg: w.reg, addr: w.addr, dir: w.t.TempDir()}
+		one.write(map[string]string{"Dockerfile": "FROM scratch\nCOPY f /f\n", "f": fmt.Sprint(n)})
+		return one.run(one.dir, slices.Concat(args, []string{"--no-push", "-t", "x:1"})...)
+	}
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			if b := build(i); b.err != nil || strings.Contains(b.log, "] cache ") {
+				w.t.Errorf("build %d: %v\n%s", i, b.err, b.log)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range n {
+		if b := build(i); len(b.misses()) > 0 {
+			w.t.Errorf("build %d found nothing\n%s", i, b.log)
+		}
+	}
+}
