@@ -68,6 +68,7 @@ type bench struct {
 	options  options
 	rig      *rig.Rig
 	registry *registry
+	contexts func() error // ends the filesystem of the contexts
 	hakoArgs []string
 	// buildctlArgs are further arguments of BuildKit's builds.
 	buildctlArgs []string
@@ -141,6 +142,9 @@ func (b *bench) start(ctx context.Context) error {
 	if b.rig, err = rig.Start(ctx, rig.Options{Hako: true}); err != nil {
 		return err
 	}
+	if b.contexts, err = b.mountVolume(ctx, filepath.Join(b.rig.Dir, "contexts")); err != nil {
+		return err
+	}
 	program, err := b.rig.Tool(ctx, "registry")
 	if err != nil {
 		return err
@@ -157,6 +161,9 @@ func (b *bench) close() error {
 	var errs []error
 	if b.registry != nil {
 		errs = append(errs, b.registry.stop())
+	}
+	if b.contexts != nil {
+		errs = append(errs, b.contexts())
 	}
 	if b.rig != nil {
 		errs = append(errs, b.rig.Close())

@@ -120,12 +120,19 @@ func stages(base string) string {
 	return s.String()
 }
 
-// contextDir is the directory of a workload's context.
-func (b *bench) contextDir(w workload) string { return filepath.Join(b.rig.Dir, "contexts", w.name) }
+// contextDir is the directory of a workload's context, which workloads that
+// differ only in where hako runs share.
+func (b *bench) contextDir(w workload) string {
+	name, _, _ := strings.Cut(w.name, "-")
+	return filepath.Join(b.rig.Dir, "contexts", name)
+}
 
-// writeContext writes a workload's Dockerfile and files.
+// writeContext writes a workload's Dockerfile and files, if they are not there.
 func (b *bench) writeContext(w workload, c *content) error {
 	dir, rnd := b.contextDir(w), rand.New(rand.NewPCG(13, 17))
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
