@@ -38,17 +38,17 @@ func (b *bench) buildkit(ctx context.Context, volume string, w workload, repo st
 	if err := resetHighWater(pid); err != nil {
 		return result{}, fmt.Errorf("reset high-water mark: %w", err)
 	}
-	res, err := b.timed(b.buildctl(ctx, daemon, b.contextDir(w), repo), func() []int { return []int{pid} })
+	res, err := b.timed(b.buildctl(ctx, daemon, b.contextDir(w), repo), processOf(pid))
 	if err != nil {
 		return result{}, fmt.Errorf("buildkit, %s: %w", w.name, err)
 	}
 	return res, nil
 }
 
-// timed runs a build on this machine and measures it and the processes of pids.
-func (b *bench) timed(cmd *exec.Cmd, pids func() []int) (result, error) {
+// timed runs a build on this machine and measures it and the processes of c.
+func (b *bench) timed(cmd *exec.Cmd, c *crowd) (result, error) {
 	mark := b.registry.mark()
-	watch := watchRun(pids, b.volumeUsed)
+	watch := watchRun(c, b.volumeUsed)
 	began := time.Now()
 	log, err := cmd.CombinedOutput()
 	res := result{wall: time.Since(began)}

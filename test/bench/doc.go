@@ -17,6 +17,7 @@
 // `runc start` on a container whose process waits to be let go, to the end of
 // that process. Both include the push; neither includes making the container or
 // starting the daemon. Memory is the high-water mark of the resident set, of hako's
-// processes and of buildkitd, as the kernel keeps it. Disk is how much more of
+// biggest process and of buildkitd, as the kernel keeps it; of hako's other processes it is
+// what they have for themselves, without the pages of the program file that all of them map. Disk is how much more of
 // the run's filesystem was in use at the worst moment. Bytes up and down are those of blobs, from the registry's access log.
 package main

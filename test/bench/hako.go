@@ -80,7 +80,7 @@ func (b *bench) hakoOnHost(ctx context.Context, w workload, repo, work string) (
 		"--insecure", "--insecure-pull", "--progress=plain", b.contextDir(w),
 	}, b.hakoArgs...)...)
 	b.settle()
-	res, err := b.timed(cmd, func() []int { return processesRunning(program) })
+	res, err := b.timed(cmd, processesRunning(program))
 	if err != nil {
 		return result{}, fmt.Errorf("hako, %s: %w", w.name, err)
 	}
@@ -151,7 +151,7 @@ func (b *bench) letGo(ctx context.Context, p *rig.Podman, id string) (result, er
 	cgroup := cgroupOf(pid)
 	b.settle()
 	mark := b.registry.mark()
-	watch := watchRun(func() []int { return processesOf(cgroup, program) }, b.volumeUsed)
+	watch := watchRun(processesOf(cgroup, program), b.volumeUsed)
 	began, err := begin(ctx, p, id, pid, program)
 	if err != nil {
 		watch.end(&result{})

@@ -78,7 +78,7 @@ type bench struct {
 // A result is one run.
 type result struct {
 	wall           time.Duration
-	engine, others int64 // resident set of the biggest process and of those beside it
+	engine, others int64 // resident set of the biggest process, and what those beside it have for themselves
 	cgroup         int64 // all of the container with its page cache
 	kills          int64 // processes that the memory limit killed
 	disk           int64

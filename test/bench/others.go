@@ -79,7 +79,7 @@ func (b *bench) other(ctx context.Context, p *rig.Podman, builder string, w work
 	ref := b.registry.host + "/" + repo + ":" + builder
 	cmd := p.Builder(ctx, path, otherBuilders()[builder], ref, b.contextDir(w))
 	b.settle()
-	res, err := b.timed(cmd, func() []int { return processesRunning(program) })
+	res, err := b.timed(cmd, processesRunning(program))
 	if err != nil {
 		return result{}, fmt.Errorf("%s, %s: %w", builder, w.name, err)
 	}

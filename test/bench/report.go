@@ -72,8 +72,10 @@ func latest(rows ...row) string {
 const explanation = `hako runs as /kaniko/executor, the only file of its image, in a new podman container with exactly an ordinary pod's
 capabilities and seccomp profile and the memory limit shown. BuildKit runs as root on the host with overlayfs snapshots and an
 empty store. Each run has a new ext4 filesystem. Both pull from and push to the same registry (distribution, storing on disk) over loopback, in turn; seconds are
-the median. Neither making the container nor starting buildkitd counts, the push does. Memory is the greatest resident set of any run, by the kernel's
-high-water mark: hako's engine + its other processes, and buildkitd; "container" is the cgroup's peak with page cache
+the median. Neither making the container nor starting buildkitd counts, the push does. Memory is the greatest of any run: the resident set of
+hako's engine, and of buildkitd, by the kernel's high-water mark (VmHWM), program file included; + what hako's other processes (its supervisor, those that
+become a RUN) have at one time for themselves, anonymous and shared memory as seen each 10 ms (RssAnon + RssShmem): the pages of the program file, which all
+of them map, are counted with the engine. "container" is the cgroup's peak with page cache
 and what RUN used. Disk is the greatest rise of that filesystem's use in any run. "made" is the compressed size of the
 layers that the build made, down and up are bytes of blobs at the registry.
 

@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watch looks at a run while it goes on: the kernel keeps the high-water mark
-// of each process's memory, the watch that of the disk.
+// A watch looks at a run while it goes on: at the memory of processes and at the
+// disk.
 type watch struct {
-	pids   func() []int
+	crowd  *crowd
 	disk   func() int64
 	stop   chan struct{}
 	done   sync.WaitGroup
@@ -33,17 +33,21 @@ type watch struct {
 	first  int64
 }
 
-// How often a watch looks. Memory is a high-water mark already, so looking
-// seldom loses only what a process took shortly before its end.
+// How often a watch looks. Some processes live for a few milliseconds only; one
+// that has been there for a while is looked at less often, since the kernel keeps
+// its high-water mark.
 const (
 	memoryEvery = 10 * time.Millisecond
 	diskEvery   = 100 * time.Millisecond
+
+	youngLooks = 100 // looks at every turn
+	oldTurns   = 5   // turns per look after that
 )
 
-// watchRun starts a watch. pids lists whose memory counts, disk is how many
+// watchRun starts a watch. The crowd is whose memory counts, disk is how many
 // bytes are in use.
-func watchRun(pids func() []int, disk func() int64) *watch {
-	w := &watch{pids: pids, disk: disk, stop: make(chan struct{}), first: disk()}
+func watchRun(c *crowd, disk func() int64) *watch {
+	w := &watch{crowd: c, disk: disk, stop: make(chan struct{}), first: disk()}
 	w.done.Go(func() { w.every(memoryEvery, w.memory) })
 	w.done.Go(func() { w.every(diskEvery, func() { w.most = max(w.most, w.disk()-w.first) }) })
 	return w
@@ -63,25 +67,106 @@ func (w *watch) every(d time.Duration, look func()) {
 }
 
 func (w *watch) memory() {
-	var sum, most int64
-	var counted []int
-	for _, pid := range w.pids() {
-		// A child that has yet to exec has its parent's memory.
-		if slices.ContainsFunc(counted, func(other int) bool { return sameMemory(pid, other) }) {
-			continue
-		}
-		counted = append(counted, pid)
-		n := highWater(pid)
-		sum, most = sum+n, max(most, n)
-	}
-	w.engine, w.others = max(w.engine, most), max(w.others, sum-most)
+	biggest, others := w.crowd.look()
+	w.engine, w.others = max(w.engine, biggest), max(w.others, others)
 }
 
 // end stops the watch and puts what it saw into a result.
 func (w *watch) end(r *result) {
 	close(w.stop)
 	w.done.Wait()
+	w.crowd.close()
 	r.engine, r.others, r.disk = w.engine, w.others, w.most
+}
+
+// A crowd is the processes whose memory counts: those of list that run program,
+// or all of them where that is nil. It remembers what it has seen of each, since
+// a bench that is busy looking slows down what it looks at.
+type crowd struct {
+	list    func() []int
+	program os.FileInfo
+	members []*member // in the order of their coming
+}
+
+// A member is one process.
+type member struct {
+	pid    int
+	status *os.File
+	apart  bool // its memory is no other member's
+	turns  int
+	most   int64 // resident at a time
+	own    int64 // of that, what no file is behind
+}
+
+// look returns the memory of the biggest process, and that which the others have
+// for themselves: what they map of the program's file is the same pages as the
+// biggest one's.
+func (c *crowd) look() (biggest, others int64) {
+	for _, pid := range c.list() {
+		if !slices.ContainsFunc(c.members, func(m *member) bool { return m.pid == pid }) && c.runs(pid) {
+			if f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
+				c.members = append(c.members, &member{pid: pid, status: f})
+			}
+		}
+	}
+	c.members = slices.DeleteFunc(c.members, func(m *member) bool {
+		gone := !c.update(m)
+		if gone {
+			m.status.Close()
+		}
+		return gone
+	})
+	var own int64 // of the biggest
+	for _, m := range c.members {
+		if m.most > biggest {
+			biggest, own = m.most, m.own
+		}
+		others += m.own
+	}
+	return biggest, others - own
+}
+
+// update looks at a member, if it is its turn. It is false for one that has ended
+// or become another program.
+func (c *crowd) update(m *member) bool {
+	m.turns++
+	if m.turns > youngLooks && m.turns%oldTurns != 0 {
+		return true
+	}
+	if !c.runs(m.pid) {
+		return false
+	}
+	if !m.apart {
+		// A child that has yet to execute something has its parent's memory.
+		if slices.ContainsFunc(c.members, func(o *member) bool { return o.apart && sameMemory(m.pid, o.pid) }) {
+			return true
+		}
+		m.apart = true
+	}
+	var status [4096]byte
+	n, err := m.status.ReadAt(status[:], 0)
+	if n == 0 && err != nil {
+		return false
+	}
+	text := status[:n]
+	m.most = kilobytes(text, "VmHWM:")
+	m.own = max(m.own, kilobytes(text, "RssAnon:")+kilobytes(text, "RssShmem:"))
+	return true
+}
+
+// runs tells whether a process runs the program.
+func (c *crowd) runs(pid int) bool {
+	if c.program == nil {
+		return true
+	}
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil && os.SameFile(info, c.program)
+}
+
+func (c *crowd) close() {
+	for _, m := range c.members {
+		m.status.Close()
+	}
 }
 
 // sameMemory reports whether two processes share their address space (kcmp(2),
@@ -92,15 +177,11 @@ func sameMemory(a, b int) bool {
 	return errno == 0 && r == 0
 }
 
-// highWater is the most memory that a process has had resident.
-func highWater(pid int) int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := bytes.Cut(status, []byte("VmHWM:"))
-	kb, _, _ := strings.Cut(strings.TrimSpace(string(rest[:min(len(rest), 40)])), " ")
-	n, _ := strconv.ParseInt(kb, 10, 64)
+// kilobytes returns a field of /proc/PID/status in bytes, 0 if there is none.
+func kilobytes(status []byte, field string) int64 {
+	_, rest, _ := bytes.Cut(status, []byte("\n"+field))
+	kb, _, _ := bytes.Cut(bytes.TrimLeft(rest, " \t"), []byte(" "))
+	n, _ := strconv.ParseInt(string(kb), 10, 64)
 	return n << 10
 }
 
@@ -166,38 +247,63 @@ func cgroupKills(dir string) int64 {
 	return 0
 }
 
-// processesOf lists a cgroup's processes that run the given program: hako's
-// own, not those of RUN.
-func processesOf(cgroup string, program os.FileInfo) []int {
-	data, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
-	if err != nil {
-		return nil
-	}
-	return running(program, strings.Fields(string(data)))
+// processOf is one process, whatever it runs.
+func processOf(pid int) *crowd {
+	return &crowd{list: func() []int { return []int{pid} }}
 }
 
-// processesRunning returns the processes of the machine that run a program.
-func processesRunning(program os.FileInfo) []int {
+// processesOf is the processes of a cgroup that run the given program: hako's
+// own, not those of RUN.
+func processesOf(cgroup string, program os.FileInfo) *crowd {
+	return &crowd{program: program, list: func() []int {
+		data, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+		if err != nil {
+			return nil
+		}
+		return numbers(strings.Fields(string(data)))
+	}}
+}
+
+// processesRunning is the processes of this machine that will have been started
+// by then and run a program.
+func processesRunning(program os.FileInfo) *crowd {
+	before := make(map[int]bool)
+	for _, pid := range processes() {
+		before[pid] = true
+	}
+	var newest string
+	var pids []int
+	return &crowd{program: program, list: func() []int {
+		// proc(5), loadavg: the last field is the process, or thread, that was
+		// created last. As long as it stays there is nobody new. One that is
+		// listed too early is seen when it starts its own threads.
+		load, err := os.ReadFile("/proc/loadavg")
+		if last := string(load[bytes.LastIndexByte(load, ' ')+1:]); err != nil || last != newest {
+			newest = last
+			pids = slices.DeleteFunc(processes(), func(pid int) bool { return before[pid] })
+		}
+		return pids
+	}}
+}
+
+// processes lists those of this machine.
+func processes() []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
-	return running(program, names)
+	return numbers(names)
 }
 
-// running picks, of the names of processes, those that run a program.
-func running(program os.FileInfo, names []string) []int {
-	var pids []int
-	for _, f := range names {
-		pid, err := strconv.Atoi(f)
-		if err != nil {
-			continue
-		}
-		if info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && os.SameFile(info, program) {
-			pids = append(pids, pid)
+// numbers picks, of names, those that are numbers.
+func numbers(names []string) []int {
+	var out []int
+	for _, s := range names {
+		if n, err := strconv.Atoi(s); err == nil {
+			out = append(out, n)
 		}
 	}
-	return pids
+	return out
 }
