@@ -292,6 +292,7 @@ func (r *room) start(ctx context.Context) (ops.Sandbox, error) {
 	b, err := sandbox.NewInPlace(ctx, sandbox.InPlaceOptions{
 		WorkDir: r.work(), Hosts: r.network.hosts, ResolvConf: r.network.resolvConf, Supervisor: r.opt.Supervisor,
 		Needs: r.needs, OnVolume: r.contexts.moved, Outside: r.outside, Own: r.own, Clamp: r.clamp, Logf: r.logf, Ignored: ignored(r.opt.IgnorePaths),
+		LookAtAll: r.opt.LookAtAll,
 	})
 	if r.err = err; err == nil {
 		r.box = b

@@ -125,6 +125,9 @@ type Options struct {
 	Ulimits []Ulimit
 	// Isolation is "auto", "inplace" or "namespace".
 	Isolation string
+	// LookAtAll makes every file be looked at after each command in place, also
+	// where the kernel tells what changed.
+	LookAtAll bool
 	// Executor says that the program runs as kaniko's executor: alone in a
 	// container that is its own to rearrange.
 	Executor bool

@@ -236,9 +236,6 @@ func knownFlags() []*knownFlag {
 		// docker
 		"rm", "force-rm",
 	}
-	harmless := []string{
-		"snapshot-mode",
-	}
 	table := []*knownFlag{
 		{name: "materialize", isBool: true, refuse: "the container's own files are always put back after a build; -o type=local,dest=DIR writes the image's"},
 		{name: "load", isBool: true, refuse: "there is no docker daemon here; use -o docker,dest=FILE and docker load -i FILE"},
@@ -250,9 +247,6 @@ func knownFlags() []*knownFlag {
 	}
 	for _, name := range harmlessBools {
 		table = append(table, &knownFlag{name: name, isBool: true})
-	}
-	for _, name := range harmless {
-		table = append(table, &knownFlag{name: name})
 	}
 	return table
 }

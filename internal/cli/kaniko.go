@@ -25,12 +25,14 @@ type kanikoValues struct {
 	printPlan                    bool
 	ignorePaths                  []string
 	imageFormat, iidFile         string
+	snapshotMode                 string
 	logFormat                    string
 	builderOutput, benchmarkFile string
 }
 
 func (v *kanikoValues) addKanikoFlags(f *pflag.FlagSet) {
 	f.BoolVar(&v.singleSnapshot, "single-snapshot", false, "make one layer of all that is added to the base image; also --squash")
+	f.StringVar(&v.snapshotMode, "snapshot-mode", "", "full: after each RUN in place look at every file, not only where the kernel tells of changes; redo and time change nothing")
 	f.StringArrayVar(&v.ignorePaths, "ignore-path", nil, "leave `PATH` and what is below out of new layers; * ? [] match in a name (repeatable)")
 	f.StringVar(&v.imageFormat, "image-format", "", "media types of the image: oci or docker (default oci, docker for --tar-path)")
 	f.StringVar(&v.iidFile, "iidfile", "", "write the image ID, the digest of its config, to `FILE`")
@@ -43,6 +45,10 @@ func (v *kanikoValues) setKaniko(opt *build.Options) error {
 	if err := v.setLog(opt); err != nil {
 		return err
 	}
+	if err := oneOf("snapshot-mode", v.snapshotMode, "", "full", "redo", "time"); err != nil {
+		return err
+	}
+	opt.LookAtAll = v.snapshotMode == "full"
 	if err := oneOf("image-format", v.imageFormat, "", "oci", "docker"); err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type InPlaceOptions struct {
 	Outside *Outside
 	// Clamp is the latest time that files get in layers; nil for none.
 	Clamp *time.Time
+	// LookAtAll makes every name be looked at after each command, also where the
+	// kernel would tell what changed.
+	LookAtAll bool
 	// Logf tells people what is going on.
 	Logf func(format string, args ...any)
 }
@@ -69,9 +72,11 @@ type InPlace struct {
 // An installed is the root that is in / now.
 type installed struct {
 	layers []*layer.Layer
-	record *record // nil: stale
-	fresh  bool    // no command has run in it yet
-	ran    bool    // layers and record are what the last command left
+	record *record   // nil: not known
+	stale  bool      // something was put into the root since the record
+	watch  *dirWatch // tells what changed since the record; nil if all has to be looked at
+	fresh  bool      // no command has run in it yet
+	ran    bool      // layers and record are what the last command left
 	waited time.Duration
 }
 
@@ -216,7 +221,7 @@ func (s *InPlace) PutBack() error {
 func (s *InPlace) Verified() error { return s.checks.wait() }
 
 func (s *InPlace) putBack() error {
-	err := s.pool.close()
+	err := errors.Join(s.pool.close(), s.endWatch())
 	if s.parked {
 		if rerr := s.opt.Outside.move("", s.lot.restore); rerr != nil {
 			return rerr
@@ -323,7 +328,7 @@ func (s *InPlace) advance(ctx context.Context, ref *layer.Ref) error {
 	if len(rest) == 0 {
 		return nil
 	}
-	s.live.record = nil
+	s.live.stale = true
 	root, err := layer.OpenRoot(s.lot.at(""))
 	if err != nil {
 		return err
@@ -345,12 +350,15 @@ func (s *InPlace) advance(ctx context.Context, ref *layer.Ref) error {
 		}
 		return false
 	}
-	for _, l := range rest {
-		if err = root.Apply(ctx, l, false); err != nil {
-			s.live.layers = nil
-			break
+	err = s.watching(func() error {
+		for _, l := range rest {
+			if err := root.Apply(ctx, l, false); err != nil {
+				s.live.layers = nil
+				return err
+			}
 		}
-	}
+		return nil
+	})
 	if err = errors.Join(err, root.Close()); err != nil {
 		return err
 	}
@@ -409,6 +417,9 @@ func topOf(p string) string {
 // uninstall throws the installed root away.
 func (s *InPlace) uninstall() error {
 	s.check()
+	if err := s.endWatch(); err != nil {
+		return fmt.Errorf("remove the last root: %w", err)
+	}
 	for m, aside := range s.parkedVolumes() {
 		fd, err := unix.Openat(s.lot.root, m, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == nil {

@@ -21,6 +21,8 @@ type MismatchError struct {
 	After string
 	Found []Mismatch // the first ones, in path order
 	More  int        // further ones
+	// Unnoticed: the kernel did not tell of these changes when they were made.
+	Unnoticed bool
 }
 
 func (e *MismatchError) Error() string {
@@ -43,6 +45,11 @@ func (e *MismatchError) Explain() string {
 	}
 	if e.More > 0 {
 		fmt.Fprintf(&b, "         and %d more\n", e.More)
+	}
+	if e.Unnoticed {
+		b.WriteString(" why     the kernel did not tell of this change when a command made it, so it is in no layer; no tag was set and no file written\n")
+		b.WriteString(" try     --snapshot-mode=full, with which every file is looked at after each command; and report it, with these lines")
+		return b.String()
 	}
 	b.WriteString(" why     a fault of hako, not of the Dockerfile: the image would be wrong, so no tag was set and no file written\n")
 	b.WriteString(" try     report it, with these lines, the Dockerfile and what hako doctor says")

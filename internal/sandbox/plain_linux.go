@@ -102,7 +102,7 @@ func (r *plainRoot) before(ctx context.Context) (err error) {
 }
 
 func (r *plainRoot) scan(ctx context.Context, sc *scan) (looked, changed int, err error) {
-	if r.is, err = takeRecordAfter(ctx, int(r.mount.own.Fd()), nil, r.was); err != nil {
+	if r.is, err = takeRecordAfter(ctx, int(r.mount.own.Fd()), nil, r.was, nil); err != nil {
 		return 0, 0, err
 	}
 	sc.hashAll, sc.isOld = !r.trust, r.isOld

@@ -23,6 +23,10 @@ import (
 type record struct {
 	root  *dirRecord
 	names int
+	// looked is how many of them were looked at, others being as they were before.
+	looked int
+	// followed tells that this is by what a watch said.
+	followed bool
 	// latest is the newest ctime seen, in nanoseconds.
 	latest int64
 	// backwards tells that the walk began with what comes last.
@@ -61,7 +65,7 @@ func (n *node) same(o *node) bool {
 // takeRecord walks the tree under the open directory fd. masked has the paths
 // that are left alone.
 func takeRecord(ctx context.Context, fd int, masked map[string]bool) (*record, error) {
-	return takeRecordAfter(ctx, fd, masked, &record{root: &dirRecord{}, backwards: true})
+	return takeRecordAfter(ctx, fd, masked, &record{root: &dirRecord{}, backwards: true}, nil)
 }
 
 // takeRecordAfter is takeRecord for a tree of which there is a record already:
@@ -69,15 +73,12 @@ func takeRecord(ctx context.Context, fd int, masked map[string]bool) (*record, e
 // round than the last walk. In a small container the kernel cannot keep all
 // inodes of a large image; a walk that begins where the last one ended finds
 // those that it kept, one that begins at the same end drives out each of them
-// just before it gets there.
-func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before *record) (*record, error) {
-	w := &walker{masked: masked, holders: make(map[string]bool), backwards: !before.backwards}
-	for p := range masked {
-		w.holders[tree.Parent(p)] = true
-	}
+// just before it gets there. Every directory is put under wt, if that is not nil.
+func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before *record, wt *dirWatch) (*record, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0), 1))
-	w.g, w.ctx = g, gctx
+	w := newWalker(gctx, masked)
+	w.g, w.watch, w.backwards = g, wt, !before.backwards
 	root := &dirRecord{}
 	err := w.dir(fd, ".", "", before.root, root)
 	if gerr := g.Wait(); gerr != nil {
@@ -86,8 +87,8 @@ func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before
 	if err != nil {
 		return nil, err
 	}
-	r := &record{root: root, names: int(w.names.Load()), latest: w.latest.Load(), backwards: w.backwards}
-	return r, nil
+	names := int(w.names.Load())
+	return &record{root: root, names: names, looked: names, latest: w.latest.Load(), backwards: w.backwards}, nil
 }
 
 // A walker walks a tree with a few goroutines: a directory is given to another
@@ -97,10 +98,19 @@ type walker struct {
 	g         *errgroup.Group
 	masked    map[string]bool
 	holders   map[string]bool // the directories that masked names are in
+	watch     *dirWatch       // of all directories, nil for none
 	backwards bool
 	scratch   sync.Pool // of *dirScratch
 	names     atomic.Int64
 	latest    atomic.Int64
+}
+
+func newWalker(ctx context.Context, masked map[string]bool) *walker {
+	w := &walker{ctx: ctx, masked: masked, holders: make(map[string]bool)}
+	for p := range masked {
+		w.holders[tree.Parent(p)] = true
+	}
+	return w
 }
 
 // order returns which of n the walker looks at as number k.
@@ -117,12 +127,12 @@ func (w *walker) dir(up int, name, path string, old, out *dirRecord) error {
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
 	}
-	fd, err := unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	if err == unix.EPERM { // O_NOATIME is for owners
-		fd, err = unix.Openat(up, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	}
+	fd, err := openDirAt(up, name)
 	if err != nil {
 		return fmt.Errorf("look at /%s: %w", path, err)
+	}
+	if w.watch != nil {
+		w.watch.add(fd, path) // what changes from here on is looked at again
 	}
 	if err := w.look(fd, path, old, out); err != nil {
 		_ = unix.Close(fd)

@@ -82,7 +82,7 @@ func TestRecordAfter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := takeRecordAfter(t.Context(), fd, masked, before)
+		got, err := takeRecordAfter(t.Context(), fd, masked, before, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func BenchmarkRecord(b *testing.B) {
 	b.Run("after", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			now, err := takeRecordAfter(b.Context(), fd, nil, before)
+			now, err := takeRecordAfter(b.Context(), fd, nil, before, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -32,7 +32,10 @@ func (s *InPlace) runInstalled(ctx context.Context, base tree.FS, p *Process) (*
 	var peak int64
 	if err == nil {
 		r := &runner{root: live, at: s.lot.at(""), null: s.null, memory: s.memory}
-		peak, err = r.run(ctx, p)
+		err = s.watching(func() (err error) {
+			peak, err = r.run(ctx, p)
+			return err
+		})
 	}
 	err = errors.Join(err, pl.remove(), clean())
 	if err == nil {
@@ -51,10 +54,8 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.live.record == nil {
-		if s.live.record, err = takeRecord(ctx, s.lot.root, s.masked()); err != nil {
-			return err
-		}
+	if err := s.recordRoot(ctx, trust); err != nil {
+		return err
 	}
 	for m, v := range s.volumes {
 		if v.record, err = s.volumeRecord(ctx, m, v.aside); err != nil {
@@ -70,10 +71,69 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 	return nil
 }
 
+// recordRoot makes sure that the record of the root is fresh, and has the kernel
+// tell what changes from now on if that can be had.
+func (s *InPlace) recordRoot(ctx context.Context, trust bool) (err error) {
+	defer func() { s.live.stale = err != nil }()
+	switch {
+	case s.live.record == nil:
+		if trust && !s.opt.LookAtAll {
+			s.live.watch = s.newWatch()
+		}
+		s.live.record, err = takeRecordAfter(ctx, s.lot.root, s.masked(), &record{root: &dirRecord{}, backwards: true}, s.live.watch)
+	case s.live.stale:
+		s.live.record, err = s.recordAfter(ctx)
+	}
+	if err == nil && s.live.watch != nil && !s.live.watch.whole() {
+		err = s.endWatch() // more directories than may be watched
+	}
+	return err
+}
+
+// recordAfter returns the record of the root as it is now.
+func (s *InPlace) recordAfter(ctx context.Context) (*record, error) {
+	if s.live.watch == nil {
+		return takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record, nil)
+	}
+	return followRecord(ctx, s.lot.root, s.masked(), s.live.record, s.live.watch)
+}
+
+// newWatch returns a watch for the root, nil if there can be none. What lies on
+// volumes is on file systems of which nothing is known.
+func (s *InPlace) newWatch() *dirWatch {
+	if len(s.parkedVolumes()) > 0 || s.self.watchable(s.work) != nil {
+		return nil
+	}
+	w, err := newDirWatch(s.lot.root, s.memory.limit())
+	if err != nil {
+		return nil
+	}
+	return w
+}
+
+// watching calls fn, and follows what the kernel tells meanwhile if the root is
+// watched.
+func (s *InPlace) watching(fn func() error) error {
+	if s.live.watch == nil {
+		return fn()
+	}
+	return s.live.watch.during(fn)
+}
+
+// endWatch gives up the watch of the root.
+func (s *InPlace) endWatch() error {
+	if s.live == nil {
+		return nil
+	}
+	err := s.live.watch.close()
+	s.live.watch = nil
+	return err
+}
+
 // findChanges compares the live root with the record and the image.
 func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS, peak int64) (*Result, error) {
 	start := time.Now()
-	after, err := takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record)
+	after, err := s.recordAfter(ctx)
 	if err != nil {
 		return nil, errors.Join(err, live.Close())
 	}
@@ -84,7 +144,7 @@ func (s *InPlace) findChanges(ctx context.Context, live *tree.Dir, base tree.FS,
 	}
 	s.live.record = after
 	return &Result{
-		Changes: sc.changes(), Looked: after.names, Changed: changed, Scan: time.Since(start), PeakRSS: peak,
+		Changes: sc.changes(), Looked: after.looked, Changed: changed, Scan: time.Since(start), PeakRSS: peak,
 		done: live.Close,
 	}, nil
 }

@@ -66,8 +66,8 @@ func (s *scan) dir(ctx context.Context, path string, old, now *dirRecord) error 
 		return context.Cause(ctx)
 	}
 	i, j := 0, 0
-	if len(old.nodes) > 0 && len(now.nodes) == len(old.nodes) && &old.nodes[0] == &now.nodes[0] && !s.hashAll {
-		return nil // the same memory: it is as it was, and has no subdirectory
+	if !s.hashAll && (old == now || len(old.nodes) > 0 && len(now.nodes) == len(old.nodes) && &old.nodes[0] == &now.nodes[0]) {
+		return nil // the same memory: it is as it was; if only the nodes are shared, it has no subdirectory
 	}
 	for i < len(old.nodes) || j < len(now.nodes) {
 		switch {

@@ -26,6 +26,9 @@ type selftest struct {
 	once  sync.Once
 	trust bool
 	err   error
+
+	watches   sync.Once
+	unwatched error
 }
 
 // trusted tells whether ctime shows every change on the file system of dir.
@@ -38,6 +41,13 @@ func (s *selftest) trusted(dir string, logf func(format string, args ...any)) (b
 		}
 	})
 	return s.trust, s.err
+}
+
+// watchable returns why the kernel cannot be relied on to tell what changes on the
+// file system of dir, nil if it can.
+func (s *selftest) watchable(dir string) error {
+	s.watches.Do(func() { s.unwatched = trustsWatches(dir) })
+	return s.unwatched
 }
 
 // trustsCtime proves, in dir, that this file system moves a file's ctime for

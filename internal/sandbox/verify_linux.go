@@ -230,5 +230,58 @@ func (s *InPlace) check() {
 	}
 	s.live.ran = false
 	rec := s.live.record
+	if rec.followed {
+		var err error
+		if rec, err = s.lookAgain(s.checks.ctx); err != nil {
+			s.checks.g.Go(func() error { return err })
+			return
+		}
+	}
 	s.checks.add(func(context.Context) (*record, error) { return rec, nil }, s.live.layers, allowances{clamp: s.opt.Clamp})
+}
+
+// lookAgain returns a record of all of the installed root, whose own one is by what
+// the kernel told, and compares the two: what the kernel kept to itself may be
+// missing from the layers.
+func (s *InPlace) lookAgain(ctx context.Context) (*record, error) {
+	rec, err := takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record, nil)
+	if err != nil {
+		return nil, err
+	}
+	view, err := (&layer.Ref{Layers: s.live.layers}).Tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	live, err := tree.OpenDir(s.lot.at(""))
+	if err != nil {
+		return nil, err
+	}
+	defer live.Close()
+	sc := &scan{live: live.WithXattrs(), base: view}
+	if _, err := sc.run(ctx, s.live.record, rec); err != nil {
+		return nil, fmt.Errorf("verify the layers: %w", err)
+	}
+	if e := unnoticed(sc.list); e != nil {
+		e.After = s.live.layers[len(s.live.layers)-1].Description
+		return nil, e
+	}
+	return rec, nil
+}
+
+// unnoticed returns the error for changes that no scan had seen, nil for none.
+func unnoticed(list []found) *MismatchError {
+	e := &MismatchError{Unnoticed: true}
+	for _, f := range list {
+		switch {
+		case !f.touched:
+		case len(e.Found) == maxMismatches:
+			e.More++
+		default:
+			e.Found = append(e.Found, Mismatch{Path: "/" + f.path, What: "changed, which the kernel did not tell"})
+		}
+	}
+	if len(e.Found) == 0 {
+		return nil
+	}
+	return e
 }
