@@ -288,7 +288,7 @@ func trustsWatches(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer w.close()
+	defer w.file.Close()
 	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("test watches: %w", err)
 	}
