@@ -318,6 +318,7 @@ func testNamespaceRelease(t *testing.T, r *nsRig) {
 	if err := r.box.Verified(); err != nil {
 		t.Error(err)
 	}
+	waitFor(0, "after the last command")
 }
 
 func TestNamespaceConfines(t *testing.T) { inBoth(t, testNamespaceConfines) }

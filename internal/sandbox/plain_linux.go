@@ -52,22 +52,21 @@ func (p *plainRoots) take(ctx context.Context, layers []*layer.Layer) (nsRoot, b
 
 // release gives up the roots that only layers begins with.
 func (p *plainRoots) release(layers []*layer.Layer, live []*layer.Ref, prove proof) {
-	for _, a := range p.pool.giveUp(layers, live) {
+	p.drop(p.pool.giveUp(layers, live), prove)
+}
+
+// finish gives up all roots: the proof has records of them, so that they go while
+// layers are pushed.
+func (p *plainRoots) finish(prove proof) { p.drop(p.pool.giveUpAll(), prove) }
+
+// drop has given up roots proved and deletes them.
+func (p *plainRoots) drop(roots []*assembly, prove proof) {
+	for _, a := range roots {
 		if a.left != nil {
-			p.prove(a, prove)
+			prove(a.layers, func(context.Context) (*record, error) { return a.left, nil })
 		}
 		p.pool.background(func(ctx context.Context) { _ = layer.RemoveAllUntil(ctx, a.dir) })
 	}
-}
-
-func (p *plainRoots) finish(prove proof) {
-	for _, a := range p.pool.left() {
-		p.prove(a, prove)
-	}
-}
-
-func (p *plainRoots) prove(a *assembly, prove proof) {
-	prove(a.layers, func(context.Context) (*record, error) { return a.left, nil })
 }
 
 // A plainRoot is such a directory while one command has it.

@@ -218,16 +218,18 @@ func (p *pool) giveUp(layers []*layer.Layer, live []*layer.Ref) []*assembly {
 	return out
 }
 
-// left returns the roots that commands have left.
-func (p *pool) left() []*assembly {
+// giveUpAll takes all roots out of the pool but those that are still being assembled.
+func (p *pool) giveUpAll() []*assembly {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []*assembly
-	for _, a := range p.roots {
-		if a.left != nil {
-			out = append(out, a)
+	p.roots = slices.DeleteFunc(p.roots, func(a *assembly) bool {
+		if slices.Contains(p.busy, a) {
+			return false
 		}
-	}
+		out = append(out, a)
+		return true
+	})
 	return out
 }
 

@@ -52,13 +52,14 @@ type roots struct {
 
 	mu     sync.Mutex
 	stacks []*stack
-	inUse  map[*stack]int // by what is under way
+	inUse  map[*stack]int  // by what is under way
+	gone   map[string]bool // directories that are being deleted
 	ended  bool
 	next   int
 }
 
 func newRoots(ctx context.Context, dir, at string, user bool) *roots {
-	r := &roots{dir: dir, at: at, user: user, limit: MemoryLimit(), inUse: make(map[*stack]int)}
+	r := &roots{dir: dir, at: at, user: user, limit: MemoryLimit(), inUse: make(map[*stack]int), gone: make(map[string]bool)}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.g, r.ctx = errgroup.WithContext(ctx)
 	return r
@@ -145,9 +146,10 @@ func (r *roots) removeUnused(s *stack) {
 	}
 	for _, d := range s.dirs {
 		has := func(o *stack) bool { return slices.Contains(o.dirs, d) }
-		if slices.ContainsFunc(r.stacks, has) || slices.ContainsFunc(slices.Collect(maps.Keys(r.inUse)), has) {
+		if r.gone[d] || slices.ContainsFunc(r.stacks, has) || slices.ContainsFunc(slices.Collect(maps.Keys(r.inUse)), has) {
 			continue
 		}
+		r.gone[d] = true
 		r.g.Go(func() error { r.remove(d); return nil })
 	}
 }
@@ -193,13 +195,21 @@ func (r *roots) recorder(s *stack) func(ctx context.Context) (*record, error) {
 	}
 }
 
-// finish has the stacks proved that commands have left and nothing continues.
+// finish has the stacks proved that commands have left and nothing continues. All
+// go as soon as nobody looks at them any more, while layers are pushed: to delete
+// what many files were unpacked to takes as long as a small push.
 func (r *roots) finish(prove proof) {
-	for _, s := range r.leaves() {
-		r.mu.Lock()
+	leaves := r.leaves()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	gone := r.stacks
+	r.stacks = nil
+	for _, s := range leaves {
 		r.inUse[s]++
-		r.mu.Unlock()
 		prove(s.layers, r.recorder(s))
+	}
+	for _, s := range gone {
+		r.removeUnused(s)
 	}
 }
 
