@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -446,7 +448,8 @@ func testNamespaceFails(t *testing.T, r *nsRig) {
 func TestNamespaceEnds(t *testing.T) { inBoth(t, testNamespaceEnds) }
 
 func testNamespaceEnds(t *testing.T, r *nsRig) {
-	mark := fmt.Sprintf("31%d", os.Getpid())
+	// This test runs in both kinds of roots at the same time, and maybe in another process.
+	mark := strconv.Itoa(1_000_000 + rand.IntN(1_000_000_000))
 	if _, _, _, err := r.sh(r.base, "busybox setsid busybox sleep "+mark+" >/dev/null 2>&1 & busybox sleep 0.2", nil); err != nil {
 		t.Fatal(err)
 	}
