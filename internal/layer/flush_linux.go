@@ -17,16 +17,19 @@ import (
 type flusher struct {
 	every int64 // bytes between syncs; 0: never
 	fd    int   // on the file system
+	mu    sync.Mutex
 	n     int64
 	wg    sync.WaitGroup
 }
 
 // wrote tells that k bytes were written. It waits if the sync before is still
-// under way when the next is due.
+// under way when the next is due, and lets all who write wait.
 func (f *flusher) wrote(k int) {
 	if f.every == 0 {
 		return
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.n += int64(k); f.n < f.every {
 		return
 	}

@@ -154,6 +154,9 @@ type target interface {
 	// remove deletes what lower layers have at p; keep tells which paths the layer
 	// itself has made so far.
 	remove(p string, childrenOnly bool, keep func(p string) bool) error
+	// settle ends what is still being done for entries. It returns the error of the
+	// first that failed, which names the entry, however often it is asked.
+	settle() error
 }
 
 // Unpack streams the layer into dst and builds its index on the way if it is
@@ -213,6 +216,12 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 		s.known = known
 	}
 	err = s.run()
+	if dst != nil {
+		// What went wrong with an earlier entry counts.
+		if late := dst.settle(); late != nil {
+			err = late
+		}
+	}
 	if err == nil {
 		// The padding of the tar, and what a writer may have left behind it,
 		// belongs to both digests.

@@ -8,20 +8,17 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"strings"
 	"time"
 
-	securejoin "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"hako/internal/tree"
 )
-
-// maxDirs bounds the open directories that a Root remembers.
-const maxDirs = 48
 
 // A Root is a directory on disk that layers are unpacked into. Paths are
 // resolved by the kernel with the Root as their root (openat2 with
@@ -30,7 +27,7 @@ const maxDirs = 48
 // for concurrent use.
 type Root struct {
 	fd    int
-	dirs  map[string]int // resolved directories, open with O_PATH
+	dirs  map[string]*directory
 	times map[string]time.Time
 	buf   []byte
 	// openat2 is false where the kernel or its seccomp filter lacks the call.
@@ -45,6 +42,7 @@ type Root struct {
 	// Skip, if set, tells which paths are left alone.
 	Skip func(p string) bool
 	pace flusher
+	crew *crew // while a layer is applied, and if that helps
 	// CrossMounts allows entering mount points below the root.
 	CrossMounts bool
 }
@@ -55,7 +53,7 @@ func OpenRoot(path string) (*Root, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	r := &Root{fd: fd, dirs: make(map[string]int), times: make(map[string]time.Time), buf: make([]byte, 256<<10), openat2: true}
+	r := &Root{fd: fd, dirs: make(map[string]*directory), times: make(map[string]time.Time), buf: make([]byte, 256<<10), openat2: true}
 	r.uid, r.gid = uint32(os.Geteuid()), uint32(os.Getegid())
 	probe, err := unix.Openat2(fd, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolveFlags})
 	if err != nil {
@@ -90,14 +88,6 @@ func (r *Root) Close() error {
 	return errors.Join(err, unix.Close(r.fd))
 }
 
-// flush forgets open directories, which any removal may have made wrong.
-func (r *Root) flush() {
-	for p, fd := range r.dirs {
-		unix.Close(fd)
-		delete(r.dirs, p)
-	}
-}
-
 // forgetTimes drops the times of p and of what is below it, which was removed:
 // they must not go to what a link in its place leads to.
 func (r *Root) forgetTimes(p string) {
@@ -130,101 +120,17 @@ func (r *Root) setTimes() error {
 	return nil
 }
 
-// open resolves the directory p inside the root.
-func (r *Root) open(p string) (int, error) {
-	if p == "" {
-		return unix.Openat(r.fd, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	}
-	if r.openat2 {
-		resolve := uint64(resolveFlags)
-		if r.CrossMounts {
-			resolve &^= unix.RESOLVE_NO_XDEV
-		}
-		for {
-			fd, err := unix.Openat2(r.fd, p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve})
-			// EAGAIN: a rename elsewhere on the machine raced with the walk.
-			if err != unix.EAGAIN && err != unix.EINTR {
-				return fd, err
-			}
-		}
-	}
-	dup, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	root := os.NewFile(uintptr(dup), "/")
-	defer root.Close()
-	f, err := securejoin.OpenatInRoot(root, p)
-	if err != nil {
-		return -1, err
-	}
-	defer f.Close()
-	return unix.Openat(int(f.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-}
-
-// dir returns the open directory p, made with its parents if make is set. The
-// descriptor belongs to the Root.
-func (r *Root) dir(p string, make bool) (int, error) {
-	if fd, ok := r.dirs[p]; ok {
-		return fd, nil
-	}
-	fd, err := r.open(p)
-	if err == unix.ENOENT && make && p != "" {
-		if err = r.makeDir(p, 0); err == nil {
-			fd, err = r.open(p)
-		}
-	}
-	if err != nil {
-		return -1, err
-	}
-	if len(r.dirs) >= maxDirs {
-		r.flush()
-	}
-	r.dirs[p] = fd
-	return fd, nil
-}
-
-// makeDir makes a directory that a tar has no entry for, 0755 0:0 as
-// containerd does, also where a dangling link points.
-func (r *Root) makeDir(p string, depth int) error {
-	if depth > 40 {
-		return unix.ELOOP
-	}
-	up, err := r.open(tree.Parent(p))
-	if err == unix.ENOENT {
-		if err = r.makeDir(tree.Parent(p), depth+1); err == nil {
-			up, err = r.open(tree.Parent(p))
-		}
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(up)
-	err = unix.Mkdirat(up, tree.Base(p), 0o755)
-	if err == nil {
-		// The umask takes bits away, and a setgid parent adds one.
-		return unix.Fchmodat(up, tree.Base(p), 0o755, 0)
-	}
-	if err != unix.EEXIST {
-		return err
-	}
-	n, lerr := unix.Readlinkat(up, tree.Base(p), r.buf[:4096])
-	if lerr != nil {
-		return nil // made meanwhile, or not a directory: opening it tells
-	}
-	to := string(r.buf[:n])
-	if !strings.HasPrefix(to, "/") {
-		to = tree.Parent(p) + "/" + to
-	}
-	return r.makeDir(tree.Clean(to), depth+1)
-}
-
 // Apply unpacks layer l; with spool its compressed blob is kept in the store if it
 // has to be fetched.
 func (r *Root) Apply(ctx context.Context, l *Layer, spool bool) error {
-	if changes := l.Changes(); changes != nil {
+	changes := l.Changes()
+	if changes != nil {
+		r.hire("apply")
+		defer r.dismiss()
 		return r.applyChanges(ctx, l, changes)
 	}
+	r.hire("unpack")
+	defer r.dismiss()
 	return l.unpack(ctx, r, spool)
 }
 
@@ -243,6 +149,18 @@ func (r *Root) applyChanges(ctx context.Context, l *Layer, changes func(func(tre
 	if err != nil {
 		return err
 	}
+	err = r.applyEach(ctx, idx, changes)
+	// What went wrong with an earlier file counts.
+	if late := r.settle(); late != nil {
+		return late
+	}
+	if err != nil {
+		return err
+	}
+	return r.setTimes()
+}
+
+func (r *Root) applyEach(ctx context.Context, idx *index, changes func(func(tree.Change, error) bool)) error {
 	for c, err := range changes {
 		if err != nil {
 			return err
@@ -254,7 +172,7 @@ func (r *Root) applyChanges(ctx context.Context, l *Layer, changes func(func(tre
 			return fmt.Errorf("apply /%s: %w", c.Path, err)
 		}
 	}
-	return r.setTimes()
+	return nil
 }
 
 func (r *Root) applyChange(idx *index, c *tree.Change) error {
@@ -283,14 +201,24 @@ func (r *Root) applyChange(idx *index, c *tree.Change) error {
 		return err
 	}
 	defer rc.Close()
-	sum := sha256.New()
-	if err := r.put(&c.Entry, io.TeeReader(io.LimitReader(rc, c.Size), sum)); err != nil {
-		return err
+	return r.put(&c.Entry, &checked{r: io.LimitReader(rc, c.Size), sum: sha256.New(), want: rec.Digest})
+}
+
+// A checked is the content of a file that has to be what went into a layer: its
+// end is an error if it is not.
+type checked struct {
+	r    io.Reader
+	sum  hash.Hash
+	want digest.Digest
+}
+
+func (c *checked) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	_, _ = c.sum.Write(p[:n])
+	if err == io.EOF && digest.NewDigest(digest.SHA256, c.sum) != c.want {
+		err = fmt.Errorf("its content is not the one in the layer: %w", ErrChanged)
 	}
-	if got := digest.NewDigest(digest.SHA256, sum); got != rec.Digest {
-		return fmt.Errorf("its content is not the one in the layer: %w", ErrChanged)
-	}
-	return nil
+	return n, err
 }
 
 // put implements target.
@@ -304,9 +232,15 @@ func (r *Root) put(e *tree.Entry, content io.Reader) error {
 			return err
 		}
 	}
+	if err := r.look(); err != nil {
+		return err
+	}
 	if e.Path == "" {
 		if !e.Mode.IsDir() {
 			return errors.New("the root is no directory")
+		}
+		if err := r.settle(); err != nil {
+			return err
 		}
 		return r.attributes(r.fd, ".", e)
 	}
@@ -314,17 +248,40 @@ func (r *Root) put(e *tree.Entry, content io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
+	up.users++
+	defer up.leave()
+	if r.crew.isAt(e.Path, false) {
+		if err := r.settle(); err != nil {
+			return err
+		}
+	}
+	if done, err := r.hand(up, e, content); done {
+		return err
+	}
 	name := tree.Base(e.Path)
-	err = r.make(up, name, e, content)
+	err = r.make(up.fd, name, e, content)
 	if err != unix.EEXIST {
 		return err
 	}
-	if e.Mode.IsDir() {
-		var st unix.Stat_t
-		if err := unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			return r.attributes(up, name, e)
+	return r.replace(up.fd, name, e, content)
+}
+
+// replace makes the entry where something else is, of which a directory can stay.
+func (r *Root) replace(up int, name string, e *tree.Entry, content io.Reader) error {
+	var st unix.Stat_t
+	stays := e.Mode.IsDir() && unix.Fstatat(up, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if !stays || r.crew.isIn(e.Path) {
+		if err := r.settle(); err != nil {
+			return err
 		}
 	}
+	if stays {
+		return r.attributes(up, name, e)
+	}
+	return r.overwrite(up, name, e, content)
+}
+
+func (r *Root) overwrite(up int, name string, e *tree.Entry, content io.Reader) error {
 	if err := removeAll(up, name); err != nil {
 		return fmt.Errorf("replace: %w", err)
 	}
@@ -341,7 +298,7 @@ func (r *Root) make(up int, name string, e *tree.Entry, content io.Reader) error
 	case tree.ModeDir:
 		err = unix.Mkdirat(up, name, 0o700)
 	case tree.ModeRegular:
-		return r.regular(up, name, e, content)
+		return r.regular(up, name, e, func(fd int) (int64, error) { return r.copy(fd, content) })
 	case tree.ModeSymlink:
 		err = unix.Symlinkat(e.Link, up, name)
 	case tree.ModeChar, tree.ModeBlock:
@@ -360,7 +317,9 @@ func (r *Root) make(up int, name string, e *tree.Entry, content io.Reader) error
 	return r.attributes(up, name, e)
 }
 
-func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) error {
+// regular makes a file; fill writes its content. It may be called by several
+// goroutines.
+func (r *Root) regular(up int, name string, e *tree.Entry, fill func(fd int) (int64, error)) error {
 	// Most files are made with the mode and owner that they shall have, so that
 	// neither has to be set. What is to be another's is nobody's business before.
 	mode := uint32(e.Mode.Perm()) & 0o777
@@ -371,9 +330,9 @@ func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) er
 	if err != nil {
 		return err
 	}
-	n, err := r.copy(fd, content)
-	if err == nil && n != e.Size {
-		err = fmt.Errorf("%d bytes instead of %d: %w", n, e.Size, ErrChanged)
+	n, err := fill(fd)
+	if err == nil {
+		err = sizeError(n, e.Size)
 	}
 	if err == nil {
 		err = fdAttributes(fd, e)
@@ -387,21 +346,21 @@ func (r *Root) regular(up int, name string, e *tree.Entry, content io.Reader) er
 	return err
 }
 
+func sizeError(got, want int64) error {
+	if got == want {
+		return nil
+	}
+	return fmt.Errorf("%d bytes instead of %d: %w", got, want, ErrChanged)
+}
+
 func (r *Root) copy(fd int, content io.Reader) (int64, error) {
 	var total int64
 	for {
 		n, err := content.Read(r.buf)
-		for b := r.buf[:n]; len(b) > 0; {
-			k, werr := unix.Write(fd, b)
-			if werr == unix.EINTR {
-				continue
-			}
-			if werr != nil {
-				return total, werr
-			}
-			total += int64(k)
-			b = b[k:]
-			r.pace.wrote(k)
+		k, werr := r.write(fd, r.buf[:n])
+		total += k
+		if werr != nil {
+			return total, werr
 		}
 		if err == io.EOF {
 			return total, nil
@@ -412,36 +371,64 @@ func (r *Root) copy(fd int, content io.Reader) (int64, error) {
 	}
 }
 
+func (r *Root) write(fd int, b []byte) (int64, error) {
+	var total int64
+	for len(b) > 0 {
+		k, err := unix.Write(fd, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return total, err
+		}
+		total += int64(k)
+		b = b[k:]
+		r.pace.wrote(k)
+	}
+	return total, nil
+}
+
 // link implements target.
 func (r *Root) link(p, to string) error {
 	if r.Skip != nil && r.Skip(p) {
 		return nil
 	}
-	if _, err := r.dir(tree.Parent(to), false); err != nil {
+	if err := r.look(); err != nil {
 		return err
 	}
-	up, err := r.dir(tree.Parent(p), true)
-	if err != nil {
-		return err
+	if r.crew.isAt(p, false) || r.crew.isAt(to, false) {
+		if err := r.settle(); err != nil {
+			return err
+		}
 	}
-	// Opening the second directory may have flushed the first.
 	from, err := r.dir(tree.Parent(to), false)
 	if err != nil {
 		return err
 	}
-	err = unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)
+	from.users++
+	defer from.leave()
+	up, err := r.dir(tree.Parent(p), true)
+	if err != nil {
+		return err
+	}
+	up.users++
+	defer up.leave()
+	err = unix.Linkat(from.fd, tree.Base(to), up.fd, tree.Base(p), 0)
 	if err != unix.EEXIST {
 		return err
 	}
-	if same, err := sameFile(from, tree.Base(to), up, tree.Base(p)); same || err != nil {
+	if same, err := sameFile(from.fd, tree.Base(to), up.fd, tree.Base(p)); same || err != nil {
 		return err
 	}
-	if err := removeAll(up, tree.Base(p)); err != nil {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if err := removeAll(up.fd, tree.Base(p)); err != nil {
 		return err
 	}
 	defer r.flush()
 	r.forgetTimes(p)
-	return unix.Linkat(from, tree.Base(to), up, tree.Base(p), 0)
+	return unix.Linkat(from.fd, tree.Base(to), up.fd, tree.Base(p), 0)
 }
 
 func sameFile(d1 int, n1 string, d2 int, n2 string) (bool, error) {
@@ -455,18 +442,21 @@ func (r *Root) remove(p string, childrenOnly bool, keep func(string) bool) error
 	if r.Skip != nil && r.Skip(p) {
 		return nil
 	}
+	if err := r.settle(); err != nil {
+		return err
+	}
 	defer r.flush()
 	if childrenOnly {
 		// Like every name in a layer that has no entry itself, the directory may
 		// be reached through links, and is made if it is not there.
-		fd, err := r.dir(p, true)
+		d, err := r.dir(p, true)
 		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		return removeExcept(fd, ".", p, keep)
+		return removeExcept(d.fd, ".", p, keep)
 	}
 	up, err := r.dir(tree.Parent(p), true)
 	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
@@ -477,7 +467,7 @@ func (r *Root) remove(p string, childrenOnly bool, keep func(string) bool) error
 	}
 	if keep == nil || !keep(p) {
 		r.forgetTimes(p)
-		return removeAll(up, tree.Base(p))
+		return removeAll(up.fd, tree.Base(p))
 	}
-	return removeExcept(up, tree.Base(p), p, keep)
+	return removeExcept(up.fd, tree.Base(p), p, keep)
 }
