@@ -4,6 +4,8 @@
 package cli
 
 import (
+	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,10 +208,17 @@ func (v *buildValues) placeOptions(a *App) (build.Options, error) {
 		return build.Options{}, err
 	}
 	registry.Program = "hako/" + a.Version
+	work := v.workDir
+	if work != "" {
+		// Overlays are mounted from another directory than this one.
+		if work, err = filepath.Abs(work); err != nil {
+			return build.Options{}, fmt.Errorf("--work-dir %s: %w", v.workDir, err)
+		}
+	}
 	verbosity, err := parseVerbosity(v.verbosity)
 	return build.Options{
 		Isolation: v.isolation,
-		WorkDir:   v.workDir,
+		WorkDir:   work,
 		Force:     v.force,
 		Verbosity: verbosity,
 		Registry:  registry,
