@@ -6,6 +6,7 @@ package layer_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"iter"
 	"strings"
@@ -148,5 +149,24 @@ func TestReservedNames(t *testing.T) {
 	_, err = layer.Write(t.Context(), st, seq(dir("a"), file("a/.wh.b", "x")), layer.WriteOptions{})
 	if err == nil || !strings.Contains(err.Error(), "/a/.wh.b") {
 		t.Errorf("got %v, want an error that names the file", err)
+	}
+}
+
+// A build that is stopped does not wait for the end of a file.
+func TestWriteStopped(t *testing.T) {
+	t.Parallel()
+	st, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	endless := file("a", "")
+	endless.Size = 1 << 50
+	endless.Open = func() (io.ReadCloser, error) {
+		cancel()
+		return io.NopCloser(strings.NewReader("begin")), nil
+	}
+	if _, err := layer.Write(ctx, st, seq(endless), layer.WriteOptions{Level: 1}); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
 	}
 }

@@ -241,7 +241,7 @@ func (w *writer) content(c *tree.Change) (digest.Digest, error) {
 	}
 	defer rc.Close()
 	sum := sha256.New()
-	n, err := io.CopyBuffer(io.MultiWriter(writerOnly{w.tar}, sum), io.LimitReader(rc, c.Size), w.buf)
+	n, err := io.CopyBuffer(io.MultiWriter(writerOnly{w.tar}, sum), io.LimitReader(stoppable{w.ctx, rc}, c.Size), w.buf)
 	if err != nil {
 		return "", err
 	}
@@ -256,6 +256,20 @@ func (w *writer) content(c *tree.Change) (digest.Digest, error) {
 		return "", fmt.Errorf("its content is not the one seen before: %w", ErrChanged)
 	}
 	return d, nil
+}
+
+// stoppable is a file that may be so large that a build which is stopped cannot
+// wait for its end.
+type stoppable struct {
+	ctx context.Context //nolint:containedctx // io.Reader takes none
+	r   io.Reader
+}
+
+func (s stoppable) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	return s.r.Read(p)
 }
 
 // writerOnly hides ReadFrom, which would bypass the copy's buffer.
