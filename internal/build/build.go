@@ -217,7 +217,7 @@ func (b *build) wire(ctx context.Context) {
 		Store: b.store, Images: b.images, Locals: b.contexts.locals, HTTP: b.network.client(), Git: b.git,
 		Sandbox: b.room.start, Unsupported: b.room.unsupported, Secret: b.vault.secret, Agent: b.vault.agent, Clock: b.clock, Sink: b.sink,
 		Write: b.layerOptions(),
-		About: b.contexts.about, OnLayer: b.outputs.made,
+		About: b.contexts.about, OnLayer: b.outputs.made, OnGrowing: b.outputs.growing,
 	})
 	so := solver.Options{SerialExec: b.room.serial, Commands: maxCommands(), Sink: b.sink, Plan: b.plan}
 	if b.cache != nil {

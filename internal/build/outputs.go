@@ -183,6 +183,30 @@ func (o *outputs) made(vertex digest.Digest, l *layer.Layer) {
 	}
 }
 
+// growing returns what begins to push the layer of a command while it is being
+// written, nil if that is of no use: where times are fixed, the registry may have
+// the layer already, and is asked when it is finished.
+func (o *outputs) growing(vertex digest.Digest) func(*layer.Growing) {
+	if o.opt.SourceDateEpoch != nil || o.opt.Reproducible || o.opt.RewriteTimestamp {
+		return nil
+	}
+	var early []*export.Early
+	for _, p := range o.products {
+		if p.early != nil && p.vertices[vertex] {
+			early = append(early, p.early)
+		}
+	}
+	if early == nil {
+		return nil
+	}
+	return func(g *layer.Growing) {
+		sentTo := make(map[string]bool)
+		for _, e := range early {
+			e.Follow(g, sentTo)
+		}
+	}
+}
+
 // close ends what still goes on.
 func (o *outputs) close() {
 	for _, p := range o.products {

@@ -27,6 +27,8 @@ const maxPushes = 4
 type Pusher interface {
 	PushBlob(ctx context.Context, dst name.Repository, desc ocispecs.Descriptor, open registry.Opener, from []name.Repository) (registry.PushResult, error)
 	PushManifest(ctx context.Context, ref name.Reference, mediaType string, raw []byte) error
+	// StreamBlob sends a blob that is still being made, to where PushBlob finds it.
+	StreamBlob(ctx context.Context, dst name.Repository, blob registry.Growing)
 }
 
 // Push sends the image to all destinations: first every blob to every
@@ -153,6 +155,8 @@ next:
 // reports what an early push could not do. It is safe for concurrent use.
 type Early struct {
 	push   func(l *layer.Layer) error
+	stream func(repo name.Repository, blob registry.Growing)
+	groups [][]name.Repository // by registry
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
@@ -181,7 +185,30 @@ func NewEarly(ctx context.Context, p Pusher, tags []name.Tag) *Early {
 		}
 		return nil
 	}
-	return &Early{push: push, cancel: cancel, started: map[digest.Digest]chan struct{}{}}
+	stream := func(repo name.Repository, blob registry.Growing) { p.StreamBlob(ctx, repo, blob) }
+	return &Early{push: push, stream: stream, groups: groups, cancel: cancel, started: map[digest.Digest]chan struct{}{}}
+}
+
+// Follow begins to send a layer that is still being written to one repository of
+// each registry; the others mount it when it is finished and Start is called. It
+// passes over repositories that are sent to already, and adds its own to them. It
+// must only be called where Start may be, and like it.
+func (e *Early) Follow(g *layer.Growing, sentTo map[string]bool) {
+	for _, same := range e.groups {
+		repo := same[0]
+		if sentTo[repo.Name()] {
+			continue
+		}
+		f, err := g.Follow()
+		if err != nil {
+			return // it is sent when it is finished
+		}
+		sentTo[repo.Name()] = true
+		e.wg.Go(func() {
+			defer func() { _ = f.Close() }() // it was only read
+			e.stream(repo, f)
+		})
+	}
 }
 
 // Start begins to push l, once. It must only be given layers that are sure to

@@ -6,7 +6,9 @@ package export_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -21,7 +23,10 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"hako/internal/export"
+	"hako/internal/layer"
 	"hako/internal/registry"
+	"hako/internal/store"
+	"hako/internal/tree"
 )
 
 // A fakePusher notes what it is asked to push, and fails for one of it.
@@ -60,6 +65,13 @@ func (f *fakePusher) PushBlob(ctx context.Context, dst name.Repository, desc oci
 	f.from[key] = from
 	f.mu.Unlock()
 	return registry.Uploaded, f.note(key)
+}
+
+func (f *fakePusher) StreamBlob(ctx context.Context, dst name.Repository, blob registry.Growing) {
+	b, err := io.ReadAll(blob.Open(ctx))
+	if err == nil {
+		_ = f.note(fmt.Sprintf("stream %s %d", dst.Name(), len(b)))
+	}
 }
 
 func (f *fakePusher) PushManifest(_ context.Context, ref name.Reference, _ string, _ []byte) error {
@@ -160,6 +172,58 @@ func TestEarly(t *testing.T) {
 		if len(from) != 1 || from[0].Name() != "one.example/base" {
 			t.Errorf("%s mounts from %v, want its origin", key, from)
 		}
+	}
+}
+
+// A layer that is being written goes to one repository of each registry, and to
+// none twice; nothing goes on after Stop.
+func TestEarlyFollow(t *testing.T) {
+	t.Parallel()
+	const size = 18 << 20
+	large := file("large", "", 0o644)
+	large.Size = size
+	large.Open = func() (io.ReadCloser, error) {
+		return io.NopCloser(io.LimitReader(rand.NewChaCha8([32]byte{}), size)), nil
+	}
+	write := func(told func(*layer.Growing)) (*layer.Layer, error) {
+		st, err := store.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return layer.Write(t.Context(), st, func(yield func(tree.Change, error) bool) { yield(large, nil) }, layer.WriteOptions{Level: 1, Growing: told})
+	}
+	p := &fakePusher{}
+	one := export.NewEarly(t.Context(), p, tags(t, "one.example/aa:1", "one.example/bb:1", "two.example/cc:1"))
+	other := export.NewEarly(t.Context(), p, tags(t, "two.example/cc:2", "one.example/bb:2"))
+	l, err := write(func(g *layer.Growing) {
+		sentTo := map[string]bool{}
+		one.Follow(g, sentTo)
+		other.Follow(g, sentTo)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []*export.Early{one, other} {
+		if err := e.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	slices.Sort(p.calls)
+	var want []string
+	for _, repo := range []string{"one.example/aa", "one.example/bb", "two.example/cc"} {
+		want = append(want, fmt.Sprintf("stream %s %d", repo, l.Descriptor().Size))
+	}
+	if !slices.Equal(p.calls, want) {
+		t.Errorf("calls %q, want %q", p.calls, want)
+	}
+	p = &fakePusher{}
+	e := export.NewEarly(t.Context(), p, tags(t, "one.example/aa:1"))
+	_, err = write(func(g *layer.Growing) {
+		e.Follow(g, map[string]bool{})
+		e.Stop()
+	})
+	if err != nil || len(p.calls) > 0 {
+		t.Errorf("error %v, calls %q after Stop", err, p.calls)
 	}
 }
 

@@ -69,6 +69,9 @@ type WriteOptions struct {
 	// Forbidden are contents that must never get into a layer, with what to
 	// call them: secrets.
 	Forbidden map[digest.Digest]string
+	// Growing, if set, is told of the blob once it is large, while it is still
+	// being written. The layer may yet fail. It holds up the writer.
+	Growing func(*Growing)
 }
 
 // Write makes a layer of changes in one pass: tar, diffID, compression, digest
@@ -80,8 +83,10 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 		return nil, err
 	}
 	defer spool.Discard()
+	grows := &growth{file: spool, tell: opt.Growing}
+	defer grows.end(ocispecs.Descriptor{}, errGivenUp)
 	blob := sha256.New()
-	out := bufio.NewWriterSize(spool, 256<<10)
+	out := bufio.NewWriterSize(grows, 256<<10)
 	size := &counter{w: io.MultiWriter(out, blob)}
 	comp, mediaType, err := compressor(size, opt)
 	if err != nil {
@@ -114,6 +119,7 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 	if err := spool.Commit(store.Blobs, l.desc.Digest); err != nil {
 		return nil, err
 	}
+	grows.end(l.desc, io.EOF)
 	var points []gz.Checkpoint
 	if g, ok := comp.(*gz.Writer); ok {
 		points = g.Checkpoints()

@@ -34,7 +34,7 @@ func (in *Interpreter) asLayers(ctx context.Context, ref *layer.Ref, dgst digest
 		return nil, err
 	}
 	defer res.Close()
-	l, err := in.write(ctx, res.Outputs[0].Overlay.Changes(), dgst, "load from client")
+	l, err := in.write(ctx, res.Outputs[0].Overlay.Changes(), dgst, in.writeOptions("load from client"))
 	if err != nil {
 		return nil, err
 	}

@@ -93,7 +93,12 @@ func (in *Interpreter) writeExec(ctx context.Context, base *layer.Ref, changes c
 	if err != nil {
 		return nil, err
 	}
-	return in.write(ctx, withChanges(changes, made), dgst, name)
+	opt := in.writeOptions(name)
+	// Where a secret may be found in the layer, not even a part of it leaves.
+	if in.opt.OnGrowing != nil && len(opt.Forbidden) == 0 {
+		opt.Growing = in.opt.OnGrowing(dgst)
+	}
+	return in.write(ctx, withChanges(changes, made), dgst, opt)
 }
 
 // rootMount returns the mount that is the command's root.

@@ -305,7 +305,7 @@ func (in *Interpreter) file(ctx context.Context, op *pb.FileOp, dgst digest.Dige
 		if base, err = in.asLayers(ctx, base, dgst); err != nil {
 			return nil, err
 		}
-		l, err := in.write(ctx, o.Overlay.Changes(), dgst, name)
+		l, err := in.write(ctx, o.Overlay.Changes(), dgst, in.writeOptions(name))
 		if err != nil {
 			return nil, err
 		}

@@ -80,6 +80,9 @@ type Options struct {
 	About func(name string) ContextFacts
 	// OnLayer is told of each layer made, by vertex.
 	OnLayer func(vertex digest.Digest, l *layer.Layer)
+	// OnGrowing returns who is told of the layer of a command while it is being
+	// written; nil for nobody.
+	OnGrowing func(vertex digest.Digest) func(*layer.Growing)
 }
 
 // An Interpreter executes the vertices of a graph.
@@ -184,12 +187,17 @@ func (in *Interpreter) sandbox(ctx context.Context) (Sandbox, error) {
 	return box, nil
 }
 
-// write makes a layer of changes and tells who wants to know.
-func (in *Interpreter) write(ctx context.Context, changes changeSeq, dgst digest.Digest, name string) (*layer.Layer, error) {
+// writeOptions are those of a layer that name made.
+func (in *Interpreter) writeOptions(name string) layer.WriteOptions {
 	opt := in.opt.Write
 	opt.Created = in.opt.Clock
 	opt.Description = name
 	opt.Forbidden = in.forbidden()
+	return opt
+}
+
+// write makes a layer of changes and tells who wants to know.
+func (in *Interpreter) write(ctx context.Context, changes changeSeq, dgst digest.Digest, opt layer.WriteOptions) (*layer.Layer, error) {
 	l, err := layer.Write(ctx, in.opt.Store, changes, opt)
 	if err != nil {
 		return nil, err

@@ -51,7 +51,8 @@ const maxMounts = 3
 // PushBlob sees to it that dst has the blob: it looks for it, asks the
 // registry to mount it from one of the repositories from (others' registries
 // are passed over), or uploads it. An upload that breaks off goes on where
-// the registry says that it got, or else starts again. Calls for one blob and repository share one push, and its
+// the registry says that it got, or else starts again. If StreamBlob is at it,
+// that is waited for. Calls for one blob and repository share one push, and its
 // success is remembered.
 func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispecs.Descriptor, open Opener, from []name.Repository) (PushResult, error) {
 	a := c.access(dst, "", true)
@@ -64,6 +65,9 @@ func (c *Client) PushBlob(ctx context.Context, dst name.Repository, desc ocispec
 		ran = true
 		up := &upload{desc: desc, open: open, moving: a.begin(desc.Size, desc.Digest, true)}
 		defer up.moving.End()
+		if isSent, err := c.streamed(ctx, dst, up); isSent || err != nil {
+			return Uploaded, err
+		}
 		err = a.retry(ctx, func() (err error) {
 			res, err = a.pushBlob(ctx, up, from)
 			return a.fail(what, err)

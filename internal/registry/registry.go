@@ -8,7 +8,8 @@
 // about one thing each: [Client.Resolve] finds an image's manifest and config
 // for a platform, [Client.OpenBlob] reads a blob from any offset and resumes
 // when the connection breaks, [Client.PushBlob] finds, mounts or uploads a
-// blob, [Client.PushManifest] sets a tag.
+// blob, [Client.StreamBlob] begins to while it is still being made,
+// [Client.PushManifest] sets a tag.
 //
 // Registries are not trusted. Answers are limited in size, manifests and
 // configs are compared with their digests, credentials go to the host they
@@ -125,6 +126,9 @@ type Client struct {
 	grants  map[string]*grant
 	secrets map[string]bool  // what must not appear in errors
 	pieces  map[string]int64 // by registry: the most that a request may bring
+	streams []*stream
+	// unstreamed are registries where a stream has failed.
+	unstreamed map[string]bool
 }
 
 // New returns a client.
@@ -162,7 +166,7 @@ func New(opt Options) (*Client, error) {
 	c := &Client{
 		opt: opt, pull: pull, push: push,
 		now: time.Now, sleep: sleep, told: map[string]bool{},
-		grants: map[string]*grant{}, secrets: map[string]bool{}, pieces: map[string]int64{},
+		grants: map[string]*grant{}, secrets: map[string]bool{}, pieces: map[string]int64{}, unstreamed: map[string]bool{},
 	}
 	c.addSecret(opt.Secrets...)
 	return c, c.openPlaces()
