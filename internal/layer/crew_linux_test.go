@@ -134,7 +134,7 @@ func TestCrewOrder(t *testing.T) {
 				low = append(append(low, crewDir(dir)), below(dir, ms[0])...)
 				// Something for the others to be busy with.
 				for k := range i % 8 {
-					high = append(high, crewFile(fmt.Sprint(dir, "/busy", k), strings.Repeat("b", 1000*i)))
+					high = append(high, crewFile(fmt.Sprint(dir, "/busy", k), strings.Repeat("b", 20*i)))
 				}
 				high = append(high, below(dir, ms[1])...)
 			}
@@ -199,9 +199,9 @@ func crewLayer(r *rand.Rand, busy string) []member {
 func TestCrewRandom(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	seeds := 60
+	seeds := 30
 	if testing.Short() {
-		seeds = 10
+		seeds = 6
 	}
 	good := 0
 	for seed := range seeds {

@@ -5,8 +5,11 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"os"
+	"runtime"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"hako/internal/tree"
@@ -62,8 +65,12 @@ func openNames(up int, name string) ([]string, int, error) {
 // following links.
 func removeAll(up int, name string) error { return remover{}.all(up, name) }
 
-// A remover deletes trees; stop, if set, makes it give up with its error.
-type remover struct{ stop func() error }
+// A remover deletes trees. If stop is set, it gives up with the error of that; if
+// slots is, as many directories as that has room for are emptied by others.
+type remover struct {
+	stop  func() error
+	slots chan struct{}
+}
 
 func (r remover) all(up int, name string) error {
 	err := unix.Unlinkat(up, name, 0)
@@ -71,33 +78,74 @@ func (r remover) all(up int, name string) error {
 	case nil, unix.ENOENT:
 		return nil
 	case unix.EISDIR, unix.EPERM:
+		return r.dir(up, name)
 	default:
 		return err
 	}
+}
+
+func (r remover) dir(up int, name string) error {
 	names, fd, err := openNames(up, name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	err = r.each(fd, names)
+	unix.Close(fd)
+	if err != nil {
+		return err
+	}
+	return unix.Unlinkat(up, name, unix.AT_REMOVEDIR)
+}
+
+// each deletes names in the open directory up. It returns when nobody uses that
+// any more.
+func (r remover) each(up int, names []string) error {
+	var g errgroup.Group
 	for _, n := range names {
 		if r.stop != nil && r.stop() != nil {
-			return r.stop()
+			return errors.Join(r.stop(), g.Wait())
 		}
-		if err := r.all(fd, n); err != nil {
+		if err := r.one(&g, up, n); err != nil {
+			_ = g.Wait()
 			return err
 		}
 	}
-	return unix.Unlinkat(up, name, unix.AT_REMOVEDIR)
+	return g.Wait()
+}
+
+func (r remover) one(g *errgroup.Group, up int, name string) error {
+	if r.slots == nil {
+		return r.all(up, name)
+	}
+	err := unix.Unlinkat(up, name, 0)
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	if err != unix.EISDIR && err != unix.EPERM {
+		return err
+	}
+	select {
+	case r.slots <- struct{}{}:
+		g.Go(func() error {
+			defer func() { <-r.slots }()
+			return r.dir(up, name)
+		})
+		return nil
+	default:
+		return r.dir(up, name)
+	}
 }
 
 // RemoveAt deletes name in the open directory up, with all below it.
 func RemoveAt(up int, name string) error { return removeAll(up, name) }
 
-// RemoveAll deletes the tree at path without following links.
-func RemoveAll(path string) error { return removeTree(path, remover{}) }
+// RemoveAll deletes the tree at path without following links, on all CPUs.
+func RemoveAll(path string) error {
+	return removeTree(path, remover{slots: make(chan struct{}, runtime.GOMAXPROCS(0)-1)})
+}
 
 // RemoveAllUntil does the same, and stops when ctx ends: for what may as well be
-// left.
+// left. It takes one CPU, since it is done beside what somebody waits for.
 func RemoveAllUntil(ctx context.Context, path string) error {
 	return removeTree(path, remover{stop: ctx.Err})
 }
