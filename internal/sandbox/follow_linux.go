@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +29,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 	if !ok {
 		return takeRecordAfter(ctx, fd, masked, before, w)
 	}
-	f := &follower{w: newWalker(ctx, masked), looked: make(map[string]bool), links: make(map[uint64]bool)}
+	f := &follower{w: newWalker(ctx, masked), looked: make(map[string]map[string]bool), links: make(map[uint64]bool)}
 	now := before.root
 	for len(dirs) > 0 {
 		f.plan(dirs)
@@ -39,7 +41,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 			return nil, err
 		}
 		now = next
-		dirs = f.otherNames(nil, "", now)
+		dirs = f.otherNames(now)
 	}
 	return &record{
 		root: now, names: now.count(), looked: int(f.w.names.Load()), latest: max(before.latest, f.w.latest.Load()),
@@ -52,23 +54,26 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 // does not know.
 type follower struct {
 	w      *walker
-	dirty  map[string]bool // directories that have to be read again
-	onWay  map[string]bool // those that lead there
-	looked map[string]bool // those that were
+	dirty  map[string]map[string]bool // directory → names that have to be looked at
+	onWay  map[string]bool            // directories that lead there
+	looked map[string]map[string]bool // what was looked at before
 	// links are the inodes of files with several names of which one is different:
 	// the others have to be looked at, too.
 	links map[uint64]bool
 }
 
-// plan sets out to read dirs again.
-func (f *follower) plan(dirs []string) {
-	f.dirty, f.onWay = make(map[string]bool), make(map[string]bool)
-	for _, d := range dirs {
-		f.dirty[d] = true
+// plan sets out to look at the names in dirs.
+func (f *follower) plan(dirs map[string]map[string]bool) {
+	f.dirty, f.onWay = dirs, make(map[string]bool)
+	for d, names := range dirs {
 		for p := d; p != ""; {
 			p = tree.Parent(p)
 			f.onWay[p] = true
 		}
+		if f.looked[d] == nil {
+			f.looked[d] = make(map[string]bool)
+		}
+		maps.Copy(f.looked[d], names)
 	}
 }
 
@@ -88,27 +93,75 @@ func (f *follower) dir(fd int, path string, old *dirRecord) (*dirRecord, error) 
 	if f.w.ctx.Err() != nil {
 		return nil, context.Cause(f.w.ctx)
 	}
-	out := &dirRecord{}
-	if f.dirty[path] && !f.looked[path] {
-		f.looked[path] = true
-		if err := f.w.look(fd, path, old, out); err != nil {
-			return nil, err
-		}
-		if err := f.compare(path, old, out); err != nil {
-			return nil, err
-		}
-	} else {
-		out.nodes = slices.Clone(old.nodes)
+	nodes, err := f.names(fd, path, old, f.dirty[path])
+	if err != nil {
+		return nil, err
 	}
-	for i := range out.nodes {
-		n := &out.nodes[i]
-		if p := tree.Join(path, n.name); n.kids != nil && (f.dirty[p] || f.onWay[p]) {
+	for i := range nodes {
+		n := &nodes[i]
+		if n.kids == nil {
+			continue
+		}
+		if p := tree.Join(path, n.name); f.dirty[p] != nil || f.onWay[p] {
 			if err := f.subdir(fd, p, n); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return out, nil
+	return &dirRecord{nodes: nodes}, nil
+}
+
+// names returns old's nodes as they are now, of which those of names may have
+// changed, come or gone.
+func (f *follower) names(fd int, path string, old *dirRecord, names map[string]bool) ([]node, error) {
+	if len(names) == 0 || len(names) == 1 && names[""] {
+		return slices.Clone(old.nodes), nil
+	}
+	nodes := make([]node, 0, len(old.nodes)+len(names))
+	for i := range old.nodes {
+		if !names[old.nodes[i].name] {
+			nodes = append(nodes, old.nodes[i])
+		}
+	}
+	for name := range names {
+		if name == "" {
+			continue
+		}
+		n, err := f.name(fd, path, name, old.node(name))
+		if err != nil {
+			return nil, err
+		}
+		if n != nil {
+			nodes = append(nodes, *n)
+		}
+	}
+	slices.SortFunc(nodes, func(a, b node) int { return strings.Compare(a.name, b.name) })
+	return nodes, nil
+}
+
+// name looks at a name in the open directory fd, which was old, and returns what it
+// is now, each nil for nothing.
+func (f *follower) name(fd int, path, name string, old *node) (*node, error) {
+	n := &node{name: name}
+	f.w.names.Add(1)
+	switch err := f.w.node(fd, path, n); {
+	case err == unix.ENOENT:
+		f.note(old)
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("look at /%s: %w", tree.Join(path, name), err)
+	}
+	if n.kids != nil {
+		if old == nil || old.kids == nil || old.ino != n.ino {
+			return nil, fmt.Errorf("look at /%s: %w", tree.Join(path, name), errUnknown)
+		}
+		n.kids = old.kids
+	} else if old == nil || !old.same(n) || old.nlink != n.nlink {
+		f.note(old)
+		f.note(n)
+	}
+	f.w.latest.Store(max(f.w.latest.Load(), n.ctime)) // nobody else does just now
+	return n, nil
 }
 
 // subdir looks at n, a directory in the open directory up, itself, whose times move
@@ -133,69 +186,44 @@ func (f *follower) subdir(up int, path string, n *node) error {
 	return err
 }
 
-// compare gives the directories in now what they had in old, and notes files with
-// several names of which one changed, came or went.
-func (f *follower) compare(path string, old, now *dirRecord) error {
-	i, j := 0, 0
-	for i < len(old.nodes) || j < len(now.nodes) {
-		switch {
-		case j == len(now.nodes) || i < len(old.nodes) && old.nodes[i].name < now.nodes[j].name:
-			f.note(&old.nodes[i])
-			i++
-		case i == len(old.nodes) || old.nodes[i].name > now.nodes[j].name:
-			if now.nodes[j].kids != nil {
-				return fmt.Errorf("look at /%s: %w", tree.Join(path, now.nodes[j].name), errUnknown)
-			}
-			f.note(&now.nodes[j])
-			j++
-		default:
-			o, n := &old.nodes[i], &now.nodes[j]
-			if n.kids != nil && (o.kids == nil || o.ino != n.ino) {
-				return fmt.Errorf("look at /%s: %w", tree.Join(path, n.name), errUnknown)
-			}
-			if !o.same(n) || o.nlink != n.nlink {
-				f.note(o)
-				f.note(n)
-			}
-			if n.kids != nil {
-				n.kids = o.kids
-			}
-			i++
-			j++
-		}
-	}
-	return nil
-}
-
 // note notes n if it is a file with several names, and such files below it if it is
 // a directory that is no longer there.
 func (f *follower) note(n *node) {
 	switch {
+	case n == nil:
 	case !n.isDir() && n.nlink > 1:
 		f.links[n.ino] = true
-	case n.kids != nil && len(n.kids.nodes) > 0:
+	case n.kids != nil:
 		for i := range n.kids.nodes {
 			f.note(&n.kids.nodes[i])
 		}
 	}
 }
 
-// otherNames appends the directories that have not been looked at and have a name
-// of one of the noted files.
-func (f *follower) otherNames(dirs []string, path string, d *dirRecord) []string {
+// otherNames returns the names of noted files that have not been looked at, by
+// directory.
+func (f *follower) otherNames(root *dirRecord) map[string]map[string]bool {
 	if len(f.links) == 0 {
 		return nil
 	}
-	found := f.looked[path]
+	out := make(map[string]map[string]bool)
+	f.addNames(out, "", root)
+	return out
+}
+
+func (f *follower) addNames(out map[string]map[string]bool, path string, d *dirRecord) {
 	for i := range d.nodes {
 		n := &d.nodes[i]
-		if n.kids != nil {
-			dirs = f.otherNames(dirs, tree.Join(path, n.name), n.kids)
-		} else if !found && f.links[n.ino] {
-			found, dirs = true, append(dirs, path)
+		switch {
+		case n.kids != nil:
+			f.addNames(out, tree.Join(path, n.name), n.kids)
+		case f.links[n.ino] && !f.looked[path][n.name]:
+			if out[path] == nil {
+				out[path] = make(map[string]bool)
+			}
+			out[path][n.name] = true
 		}
 	}
-	return dirs
 }
 
 // count returns the number of names in and below d.

@@ -86,11 +86,19 @@ func appendNames(names [][]byte, buf []byte) [][]byte {
 	return names
 }
 
+// node returns what is known of the name, nil if nothing is.
+func (d *dirRecord) node(name string) *node {
+	i, ok := slices.BinarySearchFunc(d.nodes, name, func(n node, name string) int { return strings.Compare(n.name, name) })
+	if !ok {
+		return nil
+	}
+	return &d.nodes[i]
+}
+
 // kids returns what is known of the subdirectory of that name, empty if nothing is.
 func (d *dirRecord) kids(name string) *dirRecord {
-	i, ok := slices.BinarySearchFunc(d.nodes, name, func(n node, name string) int { return strings.Compare(n.name, name) })
-	if ok && d.nodes[i].kids != nil {
-		return d.nodes[i].kids
+	if n := d.node(name); n != nil && n.kids != nil {
+		return n.kids
 	}
 	return &dirRecord{}
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -33,8 +32,8 @@ const (
 	watchShare = 8
 )
 
-// A dirWatch has the kernel tell in which directories of a tree something changes,
-// so that a look at these does for a look at all (inotify(7), which needs no
+// A dirWatch has the kernel tell which names in the directories of a tree change, so
+// that a look at these does for a look at all (inotify(7), which needs no
 // privilege). It knows when it does not know: then all has to be looked at.
 //
 // Directories are watched, not files: what happens to a file through one of its
@@ -50,8 +49,8 @@ type dirWatch struct {
 	most int // how many directories may be watched
 
 	mu     sync.Mutex
-	paths  map[int32]string // watch descriptor → directory
-	dirty  map[int32]bool
+	paths  map[int32]string          // watch descriptor → directory
+	dirty  map[int32]map[string]bool // what changed there; "" for the directory itself
 	made   map[madeName]fate
 	moving map[uint32]fate // cookie → what was moved away
 	lost   bool            // anything may have changed
@@ -91,7 +90,7 @@ func newDirWatch(root int, memory int64) (*dirWatch, error) {
 	}
 	return &dirWatch{
 		file: os.NewFile(uintptr(fd), "inotify"), fd: fd, dev: uint64(st.Dev), most: most, //nolint:unconvert // differs by architecture
-		paths: make(map[int32]string), dirty: make(map[int32]bool),
+		paths: make(map[int32]string), dirty: make(map[int32]map[string]bool),
 		made: make(map[madeName]fate), moving: make(map[uint32]fate),
 	}, nil
 }
@@ -176,19 +175,19 @@ func (w *dirWatch) lose() {
 	w.lost = true
 }
 
-// changed returns the directories in which something may have changed since the
-// last call, in path order; ok is false if that is not known. It must not be
-// called during during.
-func (w *dirWatch) changed() (dirs []string, ok bool) {
+// changed returns what may have changed since the last call: directories, with the
+// names in them, among which "" says nothing more. ok is false if that is not known.
+// It must not be called during during.
+func (w *dirWatch) changed() (dirs map[string]map[string]bool, ok bool) {
 	w.drain()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for wd := range w.dirty {
+	dirs = make(map[string]map[string]bool)
+	for wd, names := range w.dirty {
 		if p, ok := w.paths[wd]; ok {
-			dirs = append(dirs, p)
+			dirs[p] = names
 		}
 	}
-	slices.Sort(dirs)
 	ok = !w.lost && !w.broken && len(w.moving) == 0
 	w.lost = false
 	clear(w.dirty)
@@ -233,7 +232,10 @@ func (w *dirWatch) took(b []byte) {
 // event takes in what happened to a name. Events come in the order in which
 // things happened.
 func (w *dirWatch) event(m madeName, mask, cookie uint32) {
-	w.dirty[m.wd] = true
+	if w.dirty[m.wd] == nil {
+		w.dirty[m.wd] = make(map[string]bool)
+	}
+	w.dirty[m.wd][m.name] = true
 	was, isMade := w.made[m]
 	switch {
 	case mask&(unix.IN_Q_OVERFLOW|unix.IN_UNMOUNT) != 0:
