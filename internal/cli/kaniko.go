@@ -32,7 +32,7 @@ type kanikoValues struct {
 
 func (v *kanikoValues) addKanikoFlags(f *pflag.FlagSet) {
 	f.BoolVar(&v.singleSnapshot, "single-snapshot", false, "make one layer of all that is added to the base image; also --squash")
-	f.StringVar(&v.snapshotMode, "snapshot-mode", "", "`MODE` full: after each RUN in place look at every file, not only where the kernel tells of changes")
+	f.StringVar(&v.snapshotMode, "snapshot-mode", "", "`MODE` of finding changes: full looks at every file after each RUN in place, not only where the kernel tells of them")
 	f.StringArrayVar(&v.ignorePaths, "ignore-path", nil, "leave `PATH` and what is below out of new layers; * ? [] match in a name (repeatable)")
 	f.StringVar(&v.imageFormat, "image-format", "", "media types of the image: oci or docker (default oci, docker for --tar-path)")
 	f.StringVar(&v.iidFile, "iidfile", "", "write the image ID, the digest of its config, to `FILE`")

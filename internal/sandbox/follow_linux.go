@@ -44,7 +44,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 		dirs = f.otherNames(now)
 	}
 	return &record{
-		root: now, names: now.count(), looked: int(f.w.names.Load()), latest: max(before.latest, f.w.latest.Load()),
+		root: now, looked: int(f.w.names.Load()), latest: max(before.latest, f.w.latest.Load()),
 		backwards: before.backwards, followed: true,
 	}, nil
 }
@@ -224,17 +224,6 @@ func (f *follower) addNames(out map[string]map[string]bool, path string, d *dirR
 			out[path][n.name] = true
 		}
 	}
-}
-
-// count returns the number of names in and below d.
-func (d *dirRecord) count() int {
-	sum := len(d.nodes)
-	for i := range d.nodes {
-		if k := d.nodes[i].kids; k != nil {
-			sum += k.count()
-		}
-	}
-	return sum
 }
 
 // openDirAt opens the directory name in up, without moving its time.

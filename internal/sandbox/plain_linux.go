@@ -89,7 +89,7 @@ func (r *plainRoot) before(ctx context.Context) (err error) {
 		return err
 	}
 	if r.was == nil {
-		if r.was, err = takeRecord(ctx, int(r.mount.own.Fd()), nil); err != nil {
+		if r.was, err = takeRecord(ctx, int(r.mount.own.Fd()), nil, nil); err != nil {
 			return err
 		}
 	}
@@ -106,7 +106,7 @@ func (r *plainRoot) scan(ctx context.Context, sc *scan) (looked, changed int, er
 	}
 	sc.hashAll, sc.isOld = !r.trust, r.isOld
 	changed, err = sc.run(ctx, r.was, r.is)
-	return r.is.names, changed, err
+	return r.is.looked, changed, err
 }
 
 // isOld tells whether a file is older than the command: by the time of its birth

@@ -21,9 +21,8 @@ import (
 // tell without reading contents: about 100 bytes a name. Two of them show which
 // names are worth a closer look.
 type record struct {
-	root  *dirRecord
-	names int
-	// looked is how many of them were looked at, others being as they were before.
+	root *dirRecord
+	// looked is how many names were looked at, others being as they were before.
 	looked int
 	// followed tells that this is by what a watch said.
 	followed bool
@@ -63,9 +62,9 @@ func (n *node) same(o *node) bool {
 }
 
 // takeRecord walks the tree under the open directory fd. masked has the paths
-// that are left alone.
-func takeRecord(ctx context.Context, fd int, masked map[string]bool) (*record, error) {
-	return takeRecordAfter(ctx, fd, masked, &record{root: &dirRecord{}, backwards: true}, nil)
+// that are left alone. Every directory is put under wt, if that is not nil.
+func takeRecord(ctx context.Context, fd int, masked map[string]bool, wt *dirWatch) (*record, error) {
+	return takeRecordAfter(ctx, fd, masked, &record{root: &dirRecord{}, backwards: true}, wt)
 }
 
 // takeRecordAfter is takeRecord for a tree of which there is a record already:
@@ -73,7 +72,7 @@ func takeRecord(ctx context.Context, fd int, masked map[string]bool) (*record, e
 // round than the last walk. In a small container the kernel cannot keep all
 // inodes of a large image; a walk that begins where the last one ended finds
 // those that it kept, one that begins at the same end drives out each of them
-// just before it gets there. Every directory is put under wt, if that is not nil.
+// just before it gets there.
 func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before *record, wt *dirWatch) (*record, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0), 1))
@@ -87,8 +86,7 @@ func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before
 	if err != nil {
 		return nil, err
 	}
-	names := int(w.names.Load())
-	return &record{root: root, names: names, looked: names, latest: w.latest.Load(), backwards: w.backwards}, nil
+	return &record{root: root, looked: int(w.names.Load()), latest: w.latest.Load(), backwards: w.backwards}, nil
 }
 
 // A walker walks a tree with a few goroutines: a directory is given to another

@@ -65,12 +65,12 @@ func TestRecordAfter(t *testing.T) {
 		}
 	}
 	masked := map[string]bool{"1/dir-8": true, "2/dir-2/some-file-3.h": true}
-	before, err := takeRecord(t.Context(), fd, masked)
+	before, err := takeRecord(t.Context(), fd, masked, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 7 + 20 + 20*30 + 3000 - 30; before.names != want {
-		t.Errorf("%d names, want %d", before.names, want)
+	if want := 7 + 20 + 20*30 + 3000 - 30; before.looked != want {
+		t.Errorf("%d names, want %d", before.looked, want)
 	}
 	change := func(how string, args ...error) {
 		for _, err := range args {
@@ -78,7 +78,7 @@ func TestRecordAfter(t *testing.T) {
 				t.Fatalf("%s: %v", how, err)
 			}
 		}
-		want, err := takeRecord(t.Context(), fd, masked)
+		want, err := takeRecord(t.Context(), fd, masked, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,8 +86,8 @@ func TestRecordAfter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if g, w := lines(got.root, ""), lines(want.root, ""); !slices.Equal(g, w) || got.latest != want.latest || got.names != want.names {
-			t.Errorf("%s: %d names until %d, want %d until %d", how, got.names, got.latest, want.names, want.latest)
+		if g, w := lines(got.root, ""), lines(want.root, ""); !slices.Equal(g, w) || got.latest != want.latest || got.looked != want.looked {
+			t.Errorf("%s: %d names until %d, want %d until %d", how, got.looked, got.latest, want.looked, want.latest)
 		}
 		before = got
 	}
@@ -108,14 +108,14 @@ func TestRecordAfter(t *testing.T) {
 // BenchmarkRecord walks a tree anew and as after a command.
 func BenchmarkRecord(b *testing.B) {
 	_, fd := makeTree(b, 2000, 20)
-	before, err := takeRecord(b.Context(), fd, nil)
+	before, err := takeRecord(b.Context(), fd, nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Run("new", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := takeRecord(b.Context(), fd, nil); err != nil {
+			if _, err := takeRecord(b.Context(), fd, nil, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

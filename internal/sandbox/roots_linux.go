@@ -370,7 +370,7 @@ func (r *roots) record(ctx context.Context, s *stack) (_ *record, err error) {
 		return nil, err
 	}
 	defer f.Close()
-	return takeRecord(ctx, int(f.Fd()), nil)
+	return takeRecord(ctx, int(f.Fd()), nil, nil)
 }
 
 // assembling returns the channel that closes when l is unpacked, nil if it is

@@ -80,7 +80,7 @@ func (s *InPlace) recordRoot(ctx context.Context, trust bool) (err error) {
 		if trust && !s.opt.LookAtAll {
 			s.live.watch = s.newWatch()
 		}
-		s.live.record, err = takeRecordAfter(ctx, s.lot.root, s.masked(), &record{root: &dirRecord{}, backwards: true}, s.live.watch)
+		s.live.record, err = takeRecord(ctx, s.lot.root, s.masked(), s.live.watch)
 	case s.live.stale:
 		s.live.record, err = s.recordAfter(ctx)
 	}

@@ -234,7 +234,7 @@ func (s *InPlace) volumeRecord(ctx context.Context, m, aside string) (*record, e
 			masked[strings.TrimPrefix(p, m+"/")] = true
 		}
 	}
-	return takeRecord(ctx, fd, masked)
+	return takeRecord(ctx, fd, masked, nil)
 }
 
 // checkVolumes fails if the command wrote to a volume that is not part of the image.

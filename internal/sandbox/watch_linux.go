@@ -30,6 +30,9 @@ const (
 	// watchShare is the part of the container's memory, and of the watches that
 	// the user may have on the whole machine, that a build takes: one in so many.
 	watchShare = 8
+	// mostNames is how many names are kept in mind for one command, at some 100
+	// bytes each. One that does something to more is not quick, and a walk no loss.
+	mostNames = 20000
 )
 
 // A dirWatch has the kernel tell which names in the directories of a tree change, so
@@ -53,7 +56,8 @@ type dirWatch struct {
 	dirty  map[int32]map[string]bool // what changed there; "" for the directory itself
 	made   map[madeName]fate
 	moving map[uint32]fate // cookie → what was moved away
-	lost   bool            // anything may have changed
+	names  int             // in dirty; what is in made is there, too
+	lost   bool            // anything may have changed, and what does is not noted any more
 	broken bool            // directories are missing
 }
 
@@ -88,11 +92,12 @@ func newDirWatch(root int, memory int64) (*dirWatch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch /: %w", err)
 	}
-	return &dirWatch{
+	w := &dirWatch{
 		file: os.NewFile(uintptr(fd), "inotify"), fd: fd, dev: uint64(st.Dev), most: most, //nolint:unconvert // differs by architecture
-		paths: make(map[int32]string), dirty: make(map[int32]map[string]bool),
-		made: make(map[madeName]fate), moving: make(map[uint32]fate),
-	}, nil
+		paths: make(map[int32]string),
+	}
+	w.forget()
+	return w, nil
 }
 
 // watchLimit returns how many directories may be watched in a container with so
@@ -190,10 +195,14 @@ func (w *dirWatch) changed() (dirs map[string]map[string]bool, ok bool) {
 	}
 	ok = !w.lost && !w.broken && len(w.moving) == 0
 	w.lost = false
-	clear(w.dirty)
-	clear(w.made)
-	clear(w.moving)
+	w.forget()
 	return dirs, ok
+}
+
+// forget gives the memory back that is kept for names.
+func (w *dirWatch) forget() {
+	w.dirty, w.made, w.moving = make(map[int32]map[string]bool), make(map[madeName]fate), make(map[uint32]fate)
+	w.names = 0
 }
 
 // drain takes in what is in the queue.
@@ -232,16 +241,18 @@ func (w *dirWatch) took(b []byte) {
 // event takes in what happened to a name. Events come in the order in which
 // things happened.
 func (w *dirWatch) event(m madeName, mask, cookie uint32) {
-	if w.dirty[m.wd] == nil {
-		w.dirty[m.wd] = make(map[string]bool)
+	if mask&unix.IN_IGNORED != 0 {
+		delete(w.paths, m.wd) // the directory is gone; descriptors are not given again
+		return
 	}
-	w.dirty[m.wd][m.name] = true
+	if w.lost {
+		return
+	}
+	w.note(m)
 	was, isMade := w.made[m]
 	switch {
 	case mask&(unix.IN_Q_OVERFLOW|unix.IN_UNMOUNT) != 0:
 		w.lost = true
-	case mask&unix.IN_IGNORED != 0:
-		delete(w.paths, m.wd) // the directory is gone; descriptors are not given again
 	case mask&unix.IN_ISDIR != 0 && mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
 		w.lost = true // what happens in it is not watched, or elsewhere than it was
 	case mask&unix.IN_CREATE != 0:
@@ -263,6 +274,23 @@ func (w *dirWatch) event(m madeName, mask, cookie uint32) {
 			w.made[m] = f
 			delete(w.moving, cookie)
 		}
+	}
+}
+
+// note keeps a name in mind, of which a command may touch any number.
+func (w *dirWatch) note(m madeName) {
+	names := w.dirty[m.wd]
+	switch {
+	case names[m.name]:
+	case w.names == mostNames:
+		w.forget()
+		w.lost = true
+	case names == nil:
+		w.dirty[m.wd] = map[string]bool{m.name: true}
+		w.names++
+	default:
+		names[m.name] = true
+		w.names++
 	}
 }
 
