@@ -67,6 +67,13 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, w.cause(err)
 	}
 	w.pause()
+	// The end of the exchange reaches the server before the connection is closed, so
+	// what it answers to that, an empty object say, may still come through.
+	if err := w.cause(ctx.Err()); err != nil {
+		_ = resp.Body.Close()
+		w.end()
+		return nil, err
+	}
 	var body io.Reader = resp.Body
 	if r.Method != http.MethodGet || resp.StatusCode >= 300 {
 		body = io.LimitReader(body, maxAnswer) // it is read as a whole
