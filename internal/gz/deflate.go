@@ -21,14 +21,34 @@ const (
 	// matches, so that 8 bytes can be loaded at any place that is.
 	tailSize = 8
 
+	// searchDepth is how many candidates are compared for a match, and niceLength
+	// which length is good enough.
 	searchDepth = 12
 	niceLength  = 32
 
 	maxSequences = 50000
-	// A block is ended at softBlock bytes, and not before minBlock.
+	// A block is ended at softBlock bytes, and not before minBlock. Whether it
+	// ends is asked after a match, and after maxRun literals.
 	softBlock = 300000
 	minBlock  = 5000
+	maxRun    = 512
 )
+
+// An input is what is compressed at a time. That it is an array spares checks of
+// bounds: the compiler sees that a masked place is within it.
+type input [BlockSize + tailSize]byte
+
+// load64 and load32 return the bytes from a place on. No place is before the first
+// one, since a table that was not filled yet names that.
+func (in *input) load64(at int) uint64 {
+	i := uint(at) & (BlockSize - 1)
+	return binary.LittleEndian.Uint64(in[i : i+8])
+}
+
+func (in *input) load32(at int) uint32 {
+	i := uint(at) & (BlockSize - 1)
+	return binary.LittleEndian.Uint32(in[i : i+4])
+}
 
 // A deflater compresses to raw deflate data (RFC 1951), looking for matches with
 // hash chains and putting each off if the next byte begins a better one, as zlib
@@ -39,20 +59,18 @@ const (
 // place then, which its bytes give away. The tables are cleared for each input,
 // so that the result depends on nothing else.
 type deflater struct {
-	depth, nice int // how many candidates to look at, and what is good enough
-
-	head  [1 << headBits]uint16 // hash of 4 bytes → the last place
+	head  [1 << headBits]uint16 // hash of the next bytes → the last place
 	prev  [windowSize]uint16    // place → the one before with the same hash
 	three [1 << threeBits]uint16
 
-	warm uint16 // only ever written: it makes the processor fetch memory early
-
-	src  []byte
-	pos  int
-	seqs []sequence
-	lits uint32 // literals since the last sequence
-	from int    // where the block begins
-	min  int    // shorter matches are not taken
+	in    *input
+	size  int
+	shift uint // what cuts a word to the bytes that are hashed
+	pos   int
+	seqs  []sequence
+	lits  uint32 // literals since the last sequence
+	from  int    // where the block begins
+	min   int    // shorter matches are not taken
 
 	freq  symbolFreqs
 	split splitter
@@ -67,21 +85,27 @@ type sequence struct {
 }
 
 func newDeflater() *deflater {
-	return &deflater{depth: searchDepth, nice: niceLength, seqs: make([]sequence, 0, maxSequences+2)}
+	return &deflater{seqs: make([]sequence, 0, maxSequences+2)}
 }
 
-// compress appends src to dst, as blocks that end at a byte border and of which
-// none is the last.
-func (d *deflater) compress(dst, src []byte) []byte {
+// compress appends the first size bytes of in to dst, as blocks that end at a byte
+// border and of which none is the last.
+func (d *deflater) compress(dst []byte, in *input, size int) []byte {
 	clear(d.head[:])
 	clear(d.three[:])
 	clear(d.prev[:])
-	d.src, d.pos = src, 0
-	for d.pos < len(src) {
-		d.block()
-		dst = d.enc.block(dst, src[d.from:d.pos], d.seqs, &d.freq)
+	d.in, d.size, d.pos = in, size, 0
+	// Where matches of four bytes do not pay, five are hashed: most literals have no
+	// candidate at all then.
+	d.shift = 64 - 4*8
+	if minLengthAll(in[:size]) > 4 {
+		d.shift = 64 - 5*8
 	}
-	d.src = nil
+	for d.pos < size {
+		d.block()
+		dst = d.enc.block(dst, in[d.from:d.pos], d.seqs, &d.freq)
+	}
+	d.in = nil
 	return d.enc.sync(dst)
 }
 
@@ -90,13 +114,12 @@ func (d *deflater) block() {
 	d.from, d.lits, d.seqs = d.pos, 0, d.seqs[:0]
 	d.freq = symbolFreqs{}
 	d.split = splitter{}
-	src := d.src
-	d.min = minLength(src[d.pos:min(len(src), d.pos+4096)])
+	d.min = minLength(d.in[d.pos:min(d.size, d.pos+4096)])
 	again := d.pos + 10000 // when to find min again
-	stop := min(len(src), d.from+softBlock)
-	limit := min(stop, len(src)-tailSize)
+	stop := min(d.size, d.from+softBlock)
+	limit := min(stop, d.size-tailSize)
 	for d.pos < limit && len(d.seqs) < maxSequences {
-		if d.split.due() && d.pos-d.from >= minBlock && len(src)-d.pos >= minBlock && d.split.ends(d.pos-d.from) {
+		if d.split.due() && d.pos-d.from >= minBlock && d.size-d.pos >= minBlock && d.split.ends(d.pos-d.from) {
 			d.freq.lit[endOfBlock]++
 			return
 		}
@@ -104,46 +127,56 @@ func (d *deflater) block() {
 			d.min = minLengthOf(&d.freq.lit)
 			again += d.pos - d.from
 		}
-		d.next()
+		d.next(min(limit, d.pos+maxRun))
 	}
 	if d.pos >= limit {
-		if len(src)-d.pos <= tailSize {
-			stop = len(src)
+		if d.size-d.pos <= tailSize {
+			stop = d.size
 		}
-		for d.pos < stop {
-			d.literal()
+		if d.pos < stop {
+			d.literals(stop)
 		}
 	}
 	d.freq.lit[endOfBlock]++
 }
 
-// next takes a literal, or a match with the literals for which it was put off.
-func (d *deflater) next() {
-	length, dist := d.longest(d.min-1, d.depth)
-	if length < d.min {
-		d.literal()
+// next takes literals, up to stop or to a match that begins before, and that, which
+// is put off as long as the next byte begins a better one.
+func (d *deflater) next(stop int) {
+	pos, length, dist := d.scan(stop)
+	d.literals(pos)
+	if length == 0 {
 		return
 	}
-	for length < d.nice && d.pos+1 < len(d.src)-tailSize {
-		d.pos++
-		l2, d2 := d.longest(length-1, d.depth/2)
-		d.pos--
+	for length < niceLength && d.pos+1 < d.size-tailSize {
+		pos := d.pos + 1
+		l2, d2 := d.longest(pos, d.insert(pos), length-1, searchDepth/2)
 		if l2 < length || 4*(l2-length)+bits.Len(uint(dist))-bits.Len(uint(d2)) <= 2 {
 			d.match(length, dist, 2)
 			return
 		}
-		d.literal()
+		d.literals(pos)
 		length, dist = l2, d2
 	}
 	d.match(length, dist, 1)
 }
 
-func (d *deflater) literal() {
-	c := d.src[d.pos]
-	d.freq.lit[c]++
-	d.split.literal(c)
-	d.lits++
-	d.pos++
+// literals takes those up to pos. They are counted in one go, since a search between
+// them would make each wait for the one before.
+func (d *deflater) literals(pos int) {
+	run := d.in[d.pos:pos]
+	d.lits += uint32(len(run))
+	d.pos = pos
+	for len(run) > 0 {
+		n := min(len(run), maxClass)
+		classes := uint64(0)
+		for _, c := range run[:n] {
+			d.freq.lit[c]++
+			classes += 1 << classShift(c)
+		}
+		d.split.literals(classes, n)
+		run = run[n:]
+	}
 }
 
 // match takes a match at pos, of which the first known places are in the tables.
@@ -154,10 +187,10 @@ func (d *deflater) match(length, dist, known int) {
 	d.seqs = append(d.seqs, sequence{d.lits, uint16(length), uint16(dist)})
 	d.lits = 0
 	end := d.pos + length
-	src, threes := d.src, d.min == minMatch
-	for p, last := d.pos+known, min(end, len(src)-tailSize); p < last; p++ {
-		v := binary.LittleEndian.Uint32(src[p:])
-		h := hash4(v)
+	in, shift, threes := d.in, d.shift, d.min == minMatch
+	for p, last := d.pos+known, min(end, d.size-tailSize); p < last; p++ {
+		v := in.load64(p)
+		h := hash(v, shift)
 		d.prev[p&(windowSize-1)] = d.head[h]
 		d.head[h] = uint16(p)
 		if threes {
@@ -167,38 +200,80 @@ func (d *deflater) match(length, dist, known int) {
 	d.pos = end
 }
 
-func hash4(v uint32) uint16 { return uint16(v * 0x1e35a7bd >> (32 - headBits)) }
+func hash(v uint64, shift uint) uint16 {
+	return uint16(v << (shift & 63) * 0x9e3779b185ebca87 >> (64 - headBits))
+}
 
-func hash3(v uint32) uint32 { return (v << 8) * 0x1e35a7bd >> (32 - threeBits) & (1<<threeBits - 1) }
+func hash3(v uint64) uint32 {
+	return uint32(v) << 8 * 0x1e35a7bd >> (32 - threeBits) & (1<<threeBits - 1)
+}
 
-// longest puts pos into the tables and returns the longest match there that is
-// longer than best, or best.
-func (d *deflater) longest(best, depth int) (length, dist int) {
-	src, pos := d.src, d.pos
-	v := binary.LittleEndian.Uint32(src[pos:])
-	h := hash4(v)
+// insert puts a place into the tables and returns the one before it in its chain.
+func (d *deflater) insert(pos int) uint16 {
+	v := d.in.load64(pos)
+	h := hash(v, d.shift)
 	at := d.head[h]
 	d.head[h] = uint16(pos)
 	d.prev[pos&(windowSize-1)] = at
 	if d.min == minMatch {
-		h3 := hash3(v)
-		off := int(uint16(pos) - d.three[h3])
-		d.three[h3] = uint16(pos)
-		if best < minMatch && off != 0 && off <= min(pos, farThree) && (binary.LittleEndian.Uint32(src[pos-off:])^v)<<8 == 0 {
-			best, dist = minMatch, off
+		d.three[hash3(v)] = uint16(pos)
+	}
+	return at
+}
+
+// scan looks for the next match, up to stop, and puts all places up to there into
+// the tables. The length is 0 if there is none.
+//
+// It looks at the first two candidates of each place without asking whether they
+// are any: a processor foresees that nothing is found, as for most places, but not
+// what a table holds. Where one of them is equal, all are compared.
+func (d *deflater) scan(stop int) (pos, length, dist int) {
+	in, shift, shortest := d.in, d.shift, d.min
+	for pos = d.pos; pos < stop; pos++ {
+		v := in.load64(pos)
+		h := hash(v, shift)
+		at := d.head[h]
+		d.head[h] = uint16(pos)
+		d.prev[pos&(windowSize-1)] = at
+		length = shortest - 1
+		if shortest == minMatch {
+			h3 := hash3(v)
+			off := int(uint16(pos) - d.three[h3])
+			d.three[h3] = uint16(pos)
+			if off != 0 && off <= min(pos, farThree) && (in.load32(pos-off)^uint32(v))<<8 == 0 {
+				length, dist = minMatch, off
+			}
+		}
+		before := d.prev[at&(windowSize-1)]
+		x := (in.load64(pos-int(uint16(pos)-at)) ^ v) << (shift & 63)
+		y := (in.load64(pos-int(uint16(pos)-before)) ^ v) << (shift & 63)
+		if min(x, y) == 0 {
+			if l, off := d.longest(pos, at, length, searchDepth); off > 0 {
+				length, dist = l, off
+			}
+		}
+		if length >= shortest {
+			return pos, length, dist
 		}
 	}
-	most := min(maxMatch, len(src)-pos)
+	return pos, 0, 0
+}
+
+// longest returns the longest match for pos in the chain that begins with the place
+// at, if that is longer than best; otherwise best and no distance.
+func (d *deflater) longest(pos int, at uint16, best, depth int) (length, dist int) {
+	in := d.in
+	most := min(maxMatch, d.size-pos)
 	if most <= best {
-		return best, dist
+		return best, 0
 	}
-	// The next place's entry is fetched while this one's candidates are compared.
-	d.warm = d.head[hash4(binary.LittleEndian.Uint32(src[pos+1:]))]
-	nice := min(d.nice, most)
+	v := in.load64(pos)
+	h := hash(v, d.shift)
+	nice := min(niceLength, most)
 	reach := min(pos, windowSize)
 	// What a longer match must have: its last four bytes.
 	tail := max(best-3, 0)
-	want := binary.LittleEndian.Uint32(src[pos+tail:])
+	want := in.load32(pos + tail)
 	for last := 0; depth > 0; depth-- {
 		off := int(uint16(pos) - at)
 		if off <= last || off > reach {
@@ -207,26 +282,24 @@ func (d *deflater) longest(best, depth int) (length, dist int) {
 		last = off
 		c := pos - off
 		at = d.prev[c&(windowSize-1)]
-		if binary.LittleEndian.Uint32(src[c+tail:]) != want {
-			if hash4(binary.LittleEndian.Uint32(src[c:])) != h {
+		cv := in.load64(c)
+		if in.load32(c+tail) != want || uint32(cv) != uint32(v) {
+			if hash(cv, d.shift) != h {
 				break
 			}
 			continue
 		}
-		if cv := binary.LittleEndian.Uint32(src[c:]); cv != v {
-			if hash4(cv) != h {
-				break
-			}
-			continue
+		n := bits.TrailingZeros64(cv^v) >> 3
+		if n == 8 {
+			n += matchLength(in[pos+8:pos+most], in[c+8:])
 		}
-		n := 4 + matchLength(src[pos+4:pos+most], src[c+4:])
 		if n > best {
 			best, dist = n, off
 			if n >= nice {
 				break
 			}
 			tail = best - 3
-			want = binary.LittleEndian.Uint32(src[pos+tail:])
+			want = in.load32(pos + tail)
 		}
 	}
 	return best, dist
@@ -257,6 +330,23 @@ func minLength(sample []byte) int {
 	n := 0
 	for _, u := range used {
 		if u {
+			n++
+		}
+	}
+	return minLengthFor(n)
+}
+
+// minLengthAll is minLength for all of the data, of which it looks at samples.
+func minLengthAll(data []byte) int {
+	var used [256]uint32
+	for i := 0; i < len(data); i += 32 << 10 {
+		for _, c := range data[i:min(len(data), i+512)] {
+			used[c]++
+		}
+	}
+	n := 0
+	for _, u := range used {
+		if u > 16 {
 			n++
 		}
 	}
@@ -327,9 +417,18 @@ type splitter struct {
 	olds, news uint32
 }
 
-func (s *splitter) literal(c byte) {
-	s.fresh[c>>5&6|c&1]++
-	s.news++
+// maxClass is up to which number literals are counted in a word, 8 bits for each of
+// their classes, from bit classShift on.
+const maxClass = 255
+
+func classShift(c byte) uint64 { return uint64(c>>2&0x30 | c<<3&8) }
+
+// literals counts n literals, of which classes has the number of each class.
+func (s *splitter) literals(classes uint64, n int) {
+	for i := range 8 {
+		s.fresh[i] += uint32(classes >> (8 * i) & maxClass)
+	}
+	s.news += uint32(n)
 }
 
 func (s *splitter) match(length int) {

@@ -154,6 +154,10 @@ func extraDistBits(slot int) int { return max(slot>>1-1, 0) }
 func (e *blockEncoder) data(raw []byte, seqs []sequence) {
 	out, at, acc, n := e.out, e.at, e.acc, e.n
 	lit, dist := &e.lit, &e.dist
+	var literals [256]uint32 // of each code the bits, and above them their number
+	for c := range literals {
+		literals[c] = uint32(lit.bits[c]) | uint32(lit.lens[c])<<16
+	}
 	for _, s := range seqs {
 		lits := raw[:s.lits]
 		raw = raw[int(s.lits)+int(s.length):]
@@ -161,8 +165,8 @@ func (e *blockEncoder) data(raw []byte, seqs []sequence) {
 		// of a match.
 		for ; len(lits) >= 4; lits = lits[4:] {
 			for _, c := range lits[:4] {
-				acc |= uint64(lit.bits[c]) << (n & 63)
-				n += uint(lit.lens[c])
+				acc |= uint64(literals[c]&0xffff) << (n & 63)
+				n += uint(literals[c] >> 16)
 			}
 			binary.LittleEndian.PutUint64(out[at:], acc)
 			at += int(n >> 3)
@@ -170,8 +174,8 @@ func (e *blockEncoder) data(raw []byte, seqs []sequence) {
 			n &= 7
 		}
 		for _, c := range lits {
-			acc |= uint64(lit.bits[c]) << (n & 63)
-			n += uint(lit.lens[c])
+			acc |= uint64(literals[c]&0xffff) << (n & 63)
+			n += uint(literals[c] >> 16)
 		}
 		binary.LittleEndian.PutUint64(out[at:], acc)
 		at += int(n >> 3)
