@@ -11,38 +11,38 @@ import "encoding/binary"
 // nb counts in its low 6 bits only: entries are subtracted as they are, with
 // what they hold above their low byte.
 func (f *inflater) fast() (done bool, err error) {
-	in, out := f.in[:f.end], f.buf
-	ip, op := f.ip, f.op
+	in, out := f.in, f.buf
+	ip, op := uint(f.ip), uint(f.op)
 	bb, nb := f.bb, uint64(f.nb)
 	lit, dst := f.lit, f.dist
 	low := f.low
-	inEnd := len(in) - inSlack
+	inEnd := uint(f.end - inSlack)
 	problem := ""
 
 loop:
 	for ip <= inEnd && op < outLimit {
-		bb |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
-		ip += int((63 - nb&63) >> 3)
+		bb |= in.load64(ip) << (nb & 63)
+		ip += uint((63 - nb&63) >> 3)
 		nb |= 56
 
 		e := lit[bb&litMask]
 		if int32(e) < 0 {
 			bb >>= e & 63
 			nb -= uint64(e)
-			binary.LittleEndian.PutUint16(out[op:], uint16(e>>16)&0x7fff)
-			op += int(1 + e>>8&1)
+			out.put16(op, uint16(e>>16)&0x7fff)
+			op += uint(1 + e>>8&1)
 			e = lit[bb&litMask]
 			if int32(e) < 0 {
 				bb >>= e & 63
 				nb -= uint64(e)
-				binary.LittleEndian.PutUint16(out[op:], uint16(e>>16)&0x7fff)
-				op += int(1 + e>>8&1)
+				out.put16(op, uint16(e>>16)&0x7fff)
+				op += uint(1 + e>>8&1)
 				e = lit[bb&litMask]
 				if int32(e) < 0 {
 					bb >>= e & 63
 					nb -= uint64(e)
-					binary.LittleEndian.PutUint16(out[op:], uint16(e>>16)&0x7fff)
-					op += int(1 + e>>8&1)
+					out.put16(op, uint16(e>>16)&0x7fff)
+					op += uint(1 + e>>8&1)
 					continue
 				}
 			}
@@ -55,7 +55,7 @@ loop:
 				if int32(e) < 0 {
 					bb >>= e & 63
 					nb -= uint64(e)
-					out[op] = byte(e >> 16)
+					out.put16(op, uint16(e>>16)&0xff)
 					op++
 					continue
 				}
@@ -72,12 +72,12 @@ loop:
 			}
 		}
 		// At most 42 bits are gone, so that those of the length are there.
-		length := int(e>>16) + int(bb&(1<<(e&63)-1)>>(e>>8&15))
+		length := uint(e>>16) + uint(bb&(1<<(e&63)-1)>>(e>>8&15))
 		bb >>= e & 63
 		nb -= uint64(e)
 
-		bb |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
-		ip += int((63 - nb&63) >> 3)
+		bb |= in.load64(ip) << (nb & 63)
+		ip += uint((63 - nb&63) >> 3)
 		nb |= 56
 		e = dst[bb&distMask]
 		if e&entryOther != 0 {
@@ -91,13 +91,13 @@ loop:
 				break loop
 			}
 		}
-		dist := int(e>>16) + int(bb&(1<<(e&63)-1)>>(e>>8&15))
+		dist := uint(e>>16) + uint(bb&(1<<(e&63)-1)>>(e>>8&15))
 		bb >>= e & 63
 		nb -= uint64(e)
 
 		from := op - dist
-		if from < low {
-			if !f.reach(from) {
+		if int(from) < low {
+			if !f.reach(int(from)) {
 				problem = "distance beyond the start"
 				break loop
 			}
@@ -105,18 +105,19 @@ loop:
 		}
 		end := op + length
 		if dist < 16 {
-			copyNear(out, from, op, end)
+			copyNear(out[:], int(from), int(op), int(end))
 			op = end
 			continue
 		}
-		for op < end {
-			*(*[16]byte)(out[op:]) = *(*[16]byte)(out[from:])
-			from += 16
-			op += 16
+		// Most matches end here, so that nothing is left to foresee.
+		out.copy16(op, from)
+		out.copy16(op+16, from+16)
+		for op += 32; op < end; op += 16 {
+			out.copy16(op, op-dist)
 		}
 		op = end
 	}
-	f.ip, f.op = ip, op
+	f.ip, f.op = int(ip), int(op)
 	f.bb, f.nb = bb, uint(nb&63)
 	if problem != "" {
 		return false, f.corrupt(problem)

@@ -17,11 +17,34 @@ const (
 
 	// One round of the fast loop loads 8 bytes at up to two places less than
 	// 8 bytes apart each, and writes up to three pairs of literals or a match,
-	// whose last 16 byte store may run over its end.
+	// whose last stores may run 31 bytes over its end.
 	inSlack  = 32
-	outSlack = 3*2 + 258 + 16
+	outSlack = 3*2 + 258 + 32
 	outLimit = bufSize - outSlack
 )
+
+// The memory of an inflater. That these are arrays spares checks of bounds where
+// most time goes: the compiler sees that a masked place is within them.
+type (
+	inputMemory  [inSize + inSlack]byte
+	outputMemory [bufSize + 16]byte
+)
+
+func (m *inputMemory) load64(at uint) uint64 {
+	at &= inSize - 1
+	return binary.LittleEndian.Uint64(m[at : at+8])
+}
+
+func (m *outputMemory) put16(at uint, v uint16) {
+	at &= bufSize - 1
+	binary.LittleEndian.PutUint16(m[at:at+2], v)
+}
+
+func (m *outputMemory) copy16(to, from uint) {
+	to &= bufSize - 1
+	from &= bufSize - 1
+	*(*[16]byte)(m[to : to+16]) = *(*[16]byte)(m[from : from+16])
+}
 
 // An inflater state is what comes next in the input.
 type inflateState uint8
@@ -38,7 +61,7 @@ const (
 type inflater struct {
 	src    io.Reader
 	srcErr error // ends the input, io.EOF included
-	in     []byte
+	in     *inputMemory
 	ip     int   // next byte of in to load
 	end    int   // end of the input in in; zeros follow once srcErr is set
 	inBase int64 // offset of in[0] in the compressed stream
@@ -48,7 +71,7 @@ type inflater struct {
 	bb uint64
 	nb uint
 
-	buf []byte
+	buf *outputMemory
 	op  int // end of the output in buf
 	// Matches may not refer to what is before low. That is the start of the
 	// history, start, or while the reach of matches is being watched, the
@@ -66,11 +89,7 @@ type inflater struct {
 }
 
 func newInflater(src io.Reader) *inflater {
-	return &inflater{
-		src: src,
-		in:  make([]byte, inSize+inSlack),
-		buf: make([]byte, bufSize),
-	}
+	return &inflater{src: src, in: new(inputMemory), buf: new(outputMemory)}
 }
 
 // corrupt returns an error for the current place in the input.
@@ -97,7 +116,7 @@ func (f *inflater) fill() {
 	if f.srcErr != nil {
 		return
 	}
-	copy(f.in, f.in[f.ip:f.end])
+	copy(f.in[:], f.in[f.ip:f.end])
 	f.inBase += int64(f.ip)
 	f.end -= f.ip
 	f.ip = 0
@@ -183,7 +202,7 @@ func (f *inflater) slide() int {
 	if by <= 0 {
 		return 0
 	}
-	copy(f.buf, f.buf[by:f.op])
+	copy(f.buf[:], f.buf[by:f.op])
 	f.op -= by
 	f.low = max(f.low-by, 0)
 	f.start = max(f.start-by, 0)

@@ -72,7 +72,7 @@ func Resume(r io.Reader, cp Checkpoint) (*Reader, error) {
 	}
 	f := newInflater(r)
 	f.inBase = cp.In
-	f.op = copy(f.buf, cp.Window)
+	f.op = copy(f.buf[:], cp.Window)
 	if cp.Bits > 0 {
 		if !f.need(uint(cp.Bits)) {
 			return nil, f.short()
