@@ -495,3 +495,38 @@ func TestSweepKeepsTheLiving(t *testing.T) {
 		t.Errorf("left: %v %v", left, err)
 	}
 }
+
+// What is much on top of next to nothing goes into one directory with it: another
+// one, since the stacks below stay as they are.
+func TestNamespaceMuch(t *testing.T) {
+	t.Parallel()
+	r := newNSRig(t, t.TempDir())
+	noise := make([]byte, 3<<20)
+	for i := range noise {
+		noise[i] = byte(rand.Uint32())
+	}
+	much := r.layer(r.base, map[string]string{"much": string(noise)})
+	deep := r.layer(much, map[string]string{"d/": "", "d/deep": "x"})
+	for _, test := range []struct {
+		ref    *layer.Ref
+		dirs   int
+		script string
+	}{
+		{r.base, 1, "test -e d/a && test ! -e much && echo ok"},
+		{r.layer(r.base, map[string]string{"little": "x"}), 2, "test -e little && echo ok"},
+		{much, 1, "test -e d/a && test -s much && echo ok"},
+		{deep, 2, "test -s much && test -e d/deep && test -e d/a && echo ok"},
+	} {
+		if out, _, _, err := r.sh(test.ref, test.script, nil); err != nil || out != "ok\n" {
+			t.Errorf("%d layers: %q %v", len(test.ref.Layers), out, err)
+		}
+		s, _, err := r.box.roots.(*roots).get(t.Context(), test.ref.Layers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.dirs) != test.dirs {
+			t.Errorf("%d layers are in directories %v, want %d", len(test.ref.Layers), s.dirs, test.dirs)
+		}
+		r.box.roots.(*roots).free(s)
+	}
+}

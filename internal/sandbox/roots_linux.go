@@ -276,8 +276,8 @@ func (r *roots) adapt(e *tree.Entry) (*tree.Entry, error) {
 }
 
 // below returns the stack to continue: the longest that has layers of s, else
-// the image that s begins with. It is nil for one that begins with nothing. It is
-// to be given back with free.
+// the image that s begins with. It is nil for one that begins with nothing, or
+// with next to nothing. It is to be given back with free.
 func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 	r.mu.Lock()
 	var best *stack
@@ -285,6 +285,10 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 		if o != s && len(o.layers) < len(s.layers) && isPrefix(o.layers, s.layers) && (best == nil || len(o.layers) > len(best.layers)) {
 			best = o
 		}
+	}
+	if best != nil && !best.ran && outweigh(s.layers[len(best.layers):], best.layers) {
+		r.mu.Unlock()
+		return nil, nil
 	}
 	if best != nil {
 		r.inUse[best]++
@@ -295,7 +299,7 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 		for n < len(s.layers) && s.layers[n].IsForeign() {
 			n++
 		}
-		if n == 0 || n == len(s.layers) {
+		if n == 0 || n == len(s.layers) || outweigh(s.layers[n:], s.layers[:n]) {
 			return nil, nil
 		}
 		b, _, err := r.get(ctx, s.layers[:n])
@@ -312,6 +316,25 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 		return nil, best.err // a deep one is unpacked anew into one directory
 	}
 	return best, nil
+}
+
+// smallBase is up to how many compressed bytes a base is worth fetching and
+// unpacking again.
+const smallBase = 8 << 20
+
+// outweigh tells whether layers are so much more than those below them that all
+// are better unpacked anew into one directory: to make a file through an overlay
+// takes half as long again as without.
+func outweigh(layers, below []*layer.Layer) bool {
+	base := bytesOf(below)
+	return base <= smallBase && bytesOf(layers) > 2*max(base, 1<<20)
+}
+
+func bytesOf(layers []*layer.Layer) (n int64) {
+	for _, l := range layers {
+		n += l.Descriptor().Size
+	}
+	return n
 }
 
 func (r *roots) name() string {
