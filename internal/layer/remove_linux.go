@@ -65,6 +65,9 @@ func openNames(up int, name string) ([]string, int, error) {
 // following links.
 func removeAll(up int, name string) error { return remover{}.all(up, name) }
 
+// maxRemovers is up to how many goroutines delete a tree on fewer CPUs.
+const maxRemovers = 16
+
 // A remover deletes trees. If stop is set, it gives up with the error of that; if
 // slots is, as many directories as that has room for are emptied by others.
 type remover struct {
@@ -139,9 +142,14 @@ func (r remover) one(g *errgroup.Group, up int, name string) error {
 // RemoveAt deletes name in the open directory up, with all below it.
 func RemoveAt(up int, name string) error { return removeAll(up, name) }
 
-// RemoveAll deletes the tree at path without following links, on all CPUs.
+// RemoveAll deletes the tree at path without following links, on all CPUs, and with
+// some more goroutines: now and then each waits for the file system's journal.
 func RemoveAll(path string) error {
-	return removeTree(path, remover{slots: make(chan struct{}, runtime.GOMAXPROCS(0)-1)})
+	n := runtime.GOMAXPROCS(0)
+	if n > 1 {
+		n = min(4*n, max(n, maxRemovers))
+	}
+	return removeTree(path, remover{slots: make(chan struct{}, n-1)})
 }
 
 // RemoveAllUntil does the same, and stops when ctx ends: for what may as well be
