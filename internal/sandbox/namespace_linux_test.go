@@ -507,6 +507,11 @@ func TestNamespaceMuch(t *testing.T) {
 	}
 	much := r.layer(r.base, map[string]string{"much": string(noise)})
 	deep := r.layer(much, map[string]string{"d/": "", "d/deep": "x"})
+	_, _, left, err := r.sh(r.base, "echo 1 > /left", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	onLeft := r.layer(left, map[string]string{"more": "x"})
 	for _, test := range []struct {
 		ref    *layer.Ref
 		dirs   int
@@ -516,6 +521,8 @@ func TestNamespaceMuch(t *testing.T) {
 		{r.layer(r.base, map[string]string{"little": "x"}), 2, "test -e little && echo ok"},
 		{much, 1, "test -e d/a && test -s much && echo ok"},
 		{deep, 2, "test -s much && test -e d/deep && test -e d/a && echo ok"},
+		{onLeft, 3, "test -e left && test -e more && echo ok"},
+		{r.layer(onLeft, map[string]string{"much": string(noise)}), 4, "test -s much && test -e left && test -e more && echo ok"},
 	} {
 		if out, _, _, err := r.sh(test.ref, test.script, nil); err != nil || out != "ok\n" {
 			t.Errorf("%d layers: %q %v", len(test.ref.Layers), out, err)

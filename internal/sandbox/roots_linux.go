@@ -286,7 +286,8 @@ func (r *roots) below(ctx context.Context, s *stack) (*stack, error) {
 			best = o
 		}
 	}
-	if best != nil && !best.ran && outweigh(s.layers[len(best.layers):], best.layers) {
+	// What commands have left is more than layers hold: sockets, fractions of seconds.
+	if best != nil && len(best.dirs) == 1 && !best.ran && outweigh(s.layers[len(best.layers):], best.layers) {
 		r.mu.Unlock()
 		return nil, nil
 	}
