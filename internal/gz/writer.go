@@ -29,10 +29,10 @@ import (
 // would need its window.
 const (
 	// DefaultLevel is the compression level of a [Writer] unless told otherwise.
-	// Most layers are a little smaller than BuildKit's at it, in less than half the time. It
-	// has a compressor of its own, so that the bytes of layers do not depend on
-	// the version or the assembly of a library; the other levels are those of
-	// klauspost/compress.
+	// Most layers are a little smaller than BuildKit's at it, in less than half
+	// the time. It has a compressor of its own, so that the bytes of layers do not
+	// depend on the version or the assembly of a library; the other levels are
+	// those of klauspost/compress.
 	DefaultLevel = 6
 	// BlockSize is how many bytes of input are compressed as one. Changing it
 	// changes the digests of all layers.
