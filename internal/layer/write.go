@@ -106,6 +106,11 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 	if err == nil {
 		err = out.Flush()
 	}
+	if size.err != nil {
+		// The compressor writes behind: which file was being read when the spool
+		// failed is chance, and says nothing.
+		err = size.err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("write layer: %w", err)
 	}
@@ -147,13 +152,15 @@ func compressor(w io.Writer, opt WriteOptions) (io.WriteCloser, string, error) {
 }
 
 type counter struct {
-	w io.Writer
-	n int64
+	w   io.Writer
+	n   int64
+	err error // of the last Write
 }
 
 func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
+	c.err = err
 	return n, err
 }
 
