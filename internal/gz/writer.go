@@ -175,9 +175,7 @@ func (z *Writer) newBlock() *block {
 	}
 	if z.made < z.workers+2 {
 		z.made++
-		b := &block{in: new(input), done: make(chan struct{}, 1)}
-		b.out.Grow(BlockSize + BlockSize/256) // all that noise can grow to
-		return b
+		return &block{in: new(input), done: make(chan struct{}, 1)}
 	}
 	return <-z.free
 }
@@ -213,6 +211,7 @@ func (z *Writer) compress() {
 	var fw *flate.Writer
 	for b := range z.todo {
 		b.out.Reset()
+		b.out.Grow(b.size + b.size/256 + 64) // all that noise can grow to; a layer is often small
 		switch {
 		case z.failure() != nil:
 		case own != nil:
