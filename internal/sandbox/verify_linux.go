@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,7 +33,10 @@ import (
 type verifier struct {
 	view  tree.FS
 	allow allowances
-	found []Mismatch
+	g     *errgroup.Group // has room for directories
+
+	mu    sync.Mutex
+	found []Mismatch // the first ones, in the order of their paths
 	more  int
 }
 
@@ -50,8 +56,14 @@ const maxMismatches = 5
 // Masked names are not compared, nor what a layer cannot hold (sockets), nor
 // directories that exist only for what is masked below them.
 func verify(ctx context.Context, live *record, view tree.FS, allow allowances) error {
-	v := &verifier{view: view, allow: allow}
-	if err := v.dir(ctx, "", live.root); err != nil {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	v := &verifier{view: view, allow: allow, g: g}
+	err := v.dir(ctx, "", live.root)
+	if gerr := g.Wait(); gerr != nil {
+		err = gerr // the first one; others are of its ending all
+	}
+	if err != nil {
 		return fmt.Errorf("verify the layers: %w", err)
 	}
 	if len(v.found) == 0 {
@@ -90,11 +102,15 @@ func (v *verifier) dir(ctx context.Context, path string, live *dirRecord) error 
 }
 
 func (v *verifier) add(path, format string, args ...any) {
-	if len(v.found) == maxMismatches {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	m := Mismatch{Path: "/" + path, What: fmt.Sprintf(format, args...)}
+	at, _ := slices.BinarySearchFunc(v.found, m, func(a, b Mismatch) int { return tree.ComparePaths(a.Path[1:], b.Path[1:]) })
+	v.found = slices.Insert(v.found, at, m)
+	if len(v.found) > maxMismatches {
+		v.found = v.found[:maxMismatches]
 		v.more++
-		return
 	}
-	v.found = append(v.found, Mismatch{Path: "/" + path, What: fmt.Sprintf(format, args...)})
 }
 
 func (v *verifier) onlyLive(path string, n *node) {
@@ -148,21 +164,25 @@ func (v *verifier) both(ctx context.Context, n *node, e *tree.Entry) error {
 	case !mode.IsDir() && !v.sameTime(n, e):
 		v.add(e.Path, "of %s in the layers, of %s in the tree", stamp(e.ModTime), stamp(time.Unix(0, n.mtime)))
 	}
-	if n.kids != nil {
-		return v.dir(ctx, e.Path, n.kids)
+	if n.kids == nil || v.g.TryGo(func() error { return v.dir(ctx, e.Path, n.kids) }) {
+		return nil
 	}
-	return nil
+	return v.dir(ctx, e.Path, n.kids)
 }
 
 // sameTime compares the seconds: layers of this build hold no more.
 func (v *verifier) sameTime(n *node, e *tree.Entry) bool {
 	want := e.ModTime.Unix()
-	if want < math.MinInt32 || want > math.MaxInt32 {
-		return true // file systems that cannot hold it have the nearest they can
+	if !holdsTime(want) {
+		return true
 	}
 	got := time.Unix(0, n.mtime)
 	return got.Unix() == want || v.allow.clamp != nil && got.After(*v.allow.clamp) && want == v.allow.clamp.Unix()
 }
+
+// holdsTime tells whether every file system can hold a time, in seconds. Those that
+// cannot have the nearest that they can.
+func holdsTime(sec int64) bool { return sec >= math.MinInt32 && sec <= math.MaxInt32 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
@@ -244,6 +264,7 @@ func (s *InPlace) check() {
 // the kernel told, and compares the two: what the kernel kept to itself may be
 // missing from the layers.
 func (s *InPlace) lookAgain(ctx context.Context) (*record, error) {
+	s.live.heedClock()
 	rec, err := takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record, nil)
 	if err != nil {
 		return nil, err
