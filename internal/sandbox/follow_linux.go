@@ -29,12 +29,14 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 	if !ok {
 		return takeRecordAfter(ctx, fd, masked, before, w)
 	}
-	f := &follower{w: newWalker(ctx, masked), looked: make(map[string]map[string]bool), links: make(map[uint64]bool)}
+	f := &follower{
+		w: newWalker(ctx, masked), looked: make(map[string]map[string]bool), links: make(map[uint64]bool), bare: before.bare,
+	}
 	now := before.root
 	for len(dirs) > 0 {
 		f.plan(dirs)
 		next, err := f.root(fd, now)
-		if errors.Is(err, errUnknown) || errors.Is(err, unix.ENOENT) {
+		if f.unknown || errors.Is(err, errUnknown) || errors.Is(err, unix.ENOENT) {
 			return takeRecordAfter(ctx, fd, masked, before, w)
 		}
 		if err != nil {
@@ -45,7 +47,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 	}
 	return &record{
 		root: now, looked: int(f.w.names.Load()), latest: max(before.latest, f.w.latest.Load()),
-		backwards: before.backwards, followed: true,
+		backwards: before.backwards, followed: true, bare: before.bare, asOf: before.asOf,
 	}, nil
 }
 
@@ -60,6 +62,9 @@ type follower struct {
 	// links are the inodes of files with several names of which one is different:
 	// the others have to be looked at, too.
 	links map[uint64]bool
+	// bare: there are bare nodes, of which the inode is not known. unknown is set
+	// where that makes it unknown which files have to be looked at.
+	bare, unknown bool
 }
 
 // plan sets out to look at the names in dirs.
@@ -157,7 +162,9 @@ func (f *follower) name(fd int, path, name string, old *node) (*node, error) {
 		}
 		n.kids = old.kids
 	} else if old == nil || !old.same(n) || old.nlink != n.nlink {
-		f.note(old)
+		if old != nil && !old.bare { // else what it was is what it is
+			f.note(old)
+		}
 		f.note(n)
 	}
 	f.w.latest.Store(max(f.w.latest.Load(), n.ctime)) // nobody else does just now
@@ -191,8 +198,11 @@ func (f *follower) subdir(up int, path string, n *node) error {
 func (f *follower) note(n *node) {
 	switch {
 	case n == nil:
+	case n.bare:
+		f.unknown = true
 	case !n.isDir() && n.nlink > 1:
 		f.links[n.ino] = true
+		f.unknown = f.unknown || f.bare
 	case n.kids != nil:
 		for i := range n.kids.nodes {
 			f.note(&n.kids.nodes[i])

@@ -75,6 +75,7 @@ type installed struct {
 	record *record   // nil: not known
 	stale  bool      // something was put into the root since the record
 	watch  *dirWatch // tells what changed since the record; nil if all has to be looked at
+	clock  *clock    // for a bare record, else it may be nil
 	fresh  bool      // no command has run in it yet
 	ran    bool      // layers and record are what the last command left
 	waited time.Duration
@@ -221,7 +222,7 @@ func (s *InPlace) PutBack() error {
 func (s *InPlace) Verified() error { return s.checks.wait() }
 
 func (s *InPlace) putBack() error {
-	err := errors.Join(s.pool.close(), s.endWatch())
+	err := errors.Join(s.pool.close(), s.live.end())
 	if s.parked {
 		if rerr := s.opt.Outside.move("", s.lot.restore); rerr != nil {
 			return rerr
@@ -417,7 +418,7 @@ func topOf(p string) string {
 // uninstall throws the installed root away.
 func (s *InPlace) uninstall() error {
 	s.check()
-	if err := s.endWatch(); err != nil {
+	if err := s.live.end(); err != nil {
 		return fmt.Errorf("remove the last root: %w", err)
 	}
 	for m, aside := range s.parkedVolumes() {

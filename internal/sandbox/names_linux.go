@@ -16,30 +16,40 @@ import (
 // a walk over a large image would otherwise be mostly about memory.
 type dirScratch struct {
 	buf   []byte
-	names [][]byte // in buf
+	names []dirent
 	nodes []node
 }
 
-// read reads the names in the open directory fd into nodes, in byte order. Those
-// that old has are not allocated again.
+// A dirent is a name in a directory and its type, DT_UNKNOWN where the file system
+// does not tell.
+type dirent struct {
+	name []byte // in the scratch's buf
+	kind byte
+}
+
+// read reads the names in the open directory fd into nodes, in byte order, with the
+// type as their mode. Those that old has are not allocated again.
 func (s *dirScratch) read(fd int, old *dirRecord) error {
 	n, err := s.fill(fd)
 	if err != nil {
 		return err
 	}
 	s.names = appendNames(s.names[:0], s.buf[:n])
-	slices.SortFunc(s.names, bytes.Compare)
+	slices.SortFunc(s.names, func(a, b dirent) int { return bytes.Compare(a.name, b.name) })
 	s.nodes = slices.Grow(s.nodes[:0], len(s.names))
 	j := 0
-	for _, name := range s.names {
-		for j < len(old.nodes) && old.nodes[j].name < string(name) {
+	for _, e := range s.names {
+		for j < len(old.nodes) && old.nodes[j].name < string(e.name) {
 			j++
 		}
-		if j < len(old.nodes) && old.nodes[j].name == string(name) {
-			s.nodes = append(s.nodes, node{name: old.nodes[j].name})
+		// The type bits of a mode are those of a dirent, higher up (IFTODT(3)).
+		n := node{mode: uint32(e.kind) << 12}
+		if j < len(old.nodes) && old.nodes[j].name == string(e.name) {
+			n.name = old.nodes[j].name
 		} else {
-			s.nodes = append(s.nodes, node{name: string(name)})
+			n.name = string(e.name)
 		}
+		s.nodes = append(s.nodes, n)
 	}
 	return nil
 }
@@ -67,11 +77,12 @@ func (s *dirScratch) fill(fd int) (int, error) {
 // getdents64(2).
 const (
 	direntReclen = 16
+	direntType   = 18
 	direntName   = 19
 )
 
 // appendNames appends the names in what getdents64 has returned, which they lie in.
-func appendNames(names [][]byte, buf []byte) [][]byte {
+func appendNames(names []dirent, buf []byte) []dirent {
 	for len(buf) > direntName {
 		size := int(binary.NativeEndian.Uint16(buf[direntReclen:]))
 		if size <= direntName || size > len(buf) {
@@ -79,7 +90,7 @@ func appendNames(names [][]byte, buf []byte) [][]byte {
 		}
 		name, _, _ := bytes.Cut(buf[direntName:size], []byte{0})
 		if string(name) != "." && string(name) != ".." {
-			names = append(names, name)
+			names = append(names, dirent{name, buf[direntType]})
 		}
 		buf = buf[size:]
 	}

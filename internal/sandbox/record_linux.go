@@ -30,6 +30,10 @@ type record struct {
 	latest int64
 	// backwards tells that the walk began with what comes last.
 	backwards bool
+	// bare tells that there are bare nodes. All that they stand for was made until
+	// asOf, a time of the file system's clock in nanoseconds.
+	bare bool
+	asOf int64
 }
 
 // A dirRecord is a directory's names in byte order.
@@ -49,6 +53,8 @@ type node struct {
 	kids  *dirRecord
 	// masked: something is mounted here, or it is ours: not part of the image.
 	masked bool
+	// bare: only the name and the type are known; see bare_linux.go.
+	bare bool
 }
 
 func (n *node) isDir() bool { return n.mode&unix.S_IFMT == unix.S_IFDIR }
@@ -74,19 +80,25 @@ func takeRecord(ctx context.Context, fd int, masked map[string]bool, wt *dirWatc
 // those that it kept, one that begins at the same end drives out each of them
 // just before it gets there.
 func takeRecordAfter(ctx context.Context, fd int, masked map[string]bool, before *record, wt *dirWatch) (*record, error) {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(runtime.GOMAXPROCS(0), 1))
-	w := newWalker(gctx, masked)
-	w.g, w.watch, w.backwards = g, wt, !before.backwards
-	root := &dirRecord{}
-	err := w.dir(fd, ".", "", before.root, root)
-	if gerr := g.Wait(); gerr != nil {
+	w := newWalker(ctx, masked)
+	w.watch, w.backwards, w.asOf = wt, !before.backwards, before.asOf
+	return w.walk(fd, before.root)
+}
+
+// walk makes a record of the tree under the open directory fd, of which before is
+// an earlier one.
+func (w *walker) walk(fd int, before *dirRecord) (*record, error) {
+	w.g, w.ctx = errgroup.WithContext(w.ctx)
+	w.g.SetLimit(max(runtime.GOMAXPROCS(0), 1))
+	root := &node{name: ".", kids: &dirRecord{}}
+	err := w.dir(fd, root, "", before)
+	if gerr := w.g.Wait(); gerr != nil {
 		err = gerr
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &record{root: root, looked: int(w.names.Load()), latest: w.latest.Load(), backwards: w.backwards}, nil
+	return &record{root: root.kids, looked: int(w.names.Load()), latest: w.latest.Load(), backwards: w.backwards}, nil
 }
 
 // A walker walks a tree with a few goroutines: a directory is given to another
@@ -98,6 +110,8 @@ type walker struct {
 	holders   map[string]bool // the directories that masked names are in
 	watch     *dirWatch       // of all directories, nil for none
 	backwards bool
+	bare      bool      // files are not looked at
+	asOf      int64     // of the earlier record
 	scratch   sync.Pool // of *dirScratch
 	names     atomic.Int64
 	latest    atomic.Int64
@@ -119,24 +133,30 @@ func (w *walker) order(k, n int) int {
 	return k
 }
 
-// dir fills out with the directory name in the open directory up. old is what
-// it was before, empty if that is not known.
-func (w *walker) dir(up int, name, path string, old, out *dirRecord) error {
+// dir fills in what is in n, a directory in the open directory up. old is what it
+// was before, empty if that is not known.
+func (w *walker) dir(up int, n *node, path string, old *dirRecord) error {
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
 	}
-	fd, err := openDirAt(up, name)
+	fd, err := openDirAt(up, n.name)
 	if err != nil {
 		return fmt.Errorf("look at /%s: %w", path, err)
 	}
 	if w.watch != nil {
 		w.watch.add(fd, path) // what changes from here on is looked at again
 	}
-	if err := w.look(fd, path, old, out); err != nil {
+	if w.bare {
+		err = w.opened(fd, n)
+	}
+	if err == nil {
+		err = w.look(fd, path, old, n.kids)
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
-	return w.descend(fd, path, old, out)
+	return w.descend(fd, path, old, n.kids)
 }
 
 // look fills out with what is in the open directory fd, but for what is in its
@@ -164,16 +184,23 @@ func (w *walker) look(fd int, path string, old, out *dirRecord) error {
 		latest = max(latest, n.ctime)
 	}
 	nodes := slices.DeleteFunc(sc.nodes, func(n node) bool { return n.name == "" })
+	w.learn(old, nodes)
 	if slices.Equal(nodes, old.nodes) {
 		out.nodes = old.nodes // no directory among them, whose kids differ
 	} else {
 		out.nodes = slices.Clone(nodes)
 	}
 	w.names.Add(int64(len(nodes)))
+	w.saw(latest)
+	return nil
+}
+
+// saw notes a ctime.
+func (w *walker) saw(ctime int64) {
 	for {
 		seen := w.latest.Load()
-		if seen >= latest || w.latest.CompareAndSwap(seen, latest) {
-			return nil
+		if seen >= ctime || w.latest.CompareAndSwap(seen, ctime) {
+			return
 		}
 	}
 }
@@ -196,7 +223,7 @@ func (w *walker) descend(fd int, path string, old, out *dirRecord) error {
 		open.Add(1)
 		walk := func() error {
 			defer release()
-			return w.dir(fd, n.name, tree.Join(path, n.name), old.kids(n.name), n.kids)
+			return w.dir(fd, n, tree.Join(path, n.name), old.kids(n.name))
 		}
 		if w.g.TryGo(walk) {
 			continue
@@ -208,8 +235,11 @@ func (w *walker) descend(fd int, path string, old, out *dirRecord) error {
 	return nil
 }
 
-// node fills in what is known of n beside its name.
+// node fills in what is known of n beside its name, and its type if the walk is bare.
 func (w *walker) node(fd int, path string, n *node) error {
+	if w.bare && w.leave(path, n) {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(fd, n.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err

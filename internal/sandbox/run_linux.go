@@ -66,6 +66,7 @@ func (s *InPlace) recordBefore(ctx context.Context) error {
 		if err := waitTick(s.work, s.live.record.latest); err != nil {
 			s.opt.Logf("%v: file contents are compared after each RUN", err)
 			s.self.trust = false
+			return s.live.lookAtAll()
 		}
 	}
 	return nil
@@ -80,22 +81,48 @@ func (s *InPlace) recordRoot(ctx context.Context, trust bool) (err error) {
 		if trust && !s.opt.LookAtAll {
 			s.live.watch = s.newWatch()
 		}
-		s.live.record, err = takeRecord(ctx, s.lot.root, s.masked(), s.live.watch)
+		s.live.record, err = s.firstRecord(ctx)
 	case s.live.stale:
 		s.live.record, err = s.recordAfter(ctx)
 	}
 	if err == nil && s.live.watch != nil && !s.live.watch.whole() {
-		err = s.endWatch() // more directories than may be watched
+		err = s.live.endWatch() // more directories than may be watched
 	}
 	return err
 }
 
+// firstRecord returns the record of the root when it was just installed.
+func (s *InPlace) firstRecord(ctx context.Context) (*record, error) {
+	if s.live.watch != nil {
+		s.live.clock, _ = newClock() // files are looked at without one
+		if asOf, ok := s.unpackedAt(); ok {
+			return takeBareRecord(ctx, s.lot.root, s.masked(), s.live.watch, asOf)
+		}
+	}
+	return takeRecord(ctx, s.lot.root, s.masked(), s.live.watch)
+}
+
 // recordAfter returns the record of the root as it is now.
 func (s *InPlace) recordAfter(ctx context.Context) (*record, error) {
+	s.live.heedClock()
 	if s.live.watch == nil {
 		return takeRecordAfter(ctx, s.lot.root, s.masked(), s.live.record, nil)
 	}
 	return followRecord(ctx, s.lot.root, s.masked(), s.live.record, s.live.watch)
+}
+
+// heedClock makes sure that a bare record is believed only if ctimes go up.
+func (l *installed) heedClock() {
+	if l.record.bare && l.clock.wasSet() {
+		l.record.asOf = 0
+	}
+}
+
+// lookAtAll makes sure that every file is looked at after the next command, and that
+// no ctime is believed.
+func (l *installed) lookAtAll() error {
+	l.record.asOf = 0
+	return l.endWatch()
 }
 
 // newWatch returns a watch for the root, nil if there can be none. What lies on
@@ -121,12 +148,19 @@ func (s *InPlace) watching(fn func() error) error {
 }
 
 // endWatch gives up the watch of the root.
-func (s *InPlace) endWatch() error {
-	if s.live == nil {
+func (l *installed) endWatch() error {
+	err := l.watch.close()
+	l.watch = nil
+	return err
+}
+
+// end gives up what the kernel tells of the root, if there is one.
+func (l *installed) end() error {
+	if l == nil {
 		return nil
 	}
-	err := s.live.watch.close()
-	s.live.watch = nil
+	err := errors.Join(l.endWatch(), l.clock.close())
+	l.clock = nil
 	return err
 }
 

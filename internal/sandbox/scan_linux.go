@@ -146,8 +146,15 @@ func (s *scan) both(ctx context.Context, path string, o, n *node) error {
 		}
 	}
 	candidate := !o.same(n) || s.hashAll && n.mode&unix.S_IFMT == unix.S_IFREG
+	if candidate && n.bare {
+		return fmt.Errorf("compare /%s: it was not looked at", path)
+	}
 	if candidate {
-		differs, err := s.differs(path, n, func() (int64, bool) { return o.mtime, true })
+		was := func() (int64, bool) { return o.mtime, true }
+		if o.bare {
+			was = func() (int64, bool) { return s.unpackedTime(path, n) }
+		}
+		differs, err := s.differs(path, n, was)
 		if err != nil {
 			return fmt.Errorf("compare /%s: %w", path, err)
 		}

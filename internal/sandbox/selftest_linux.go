@@ -137,18 +137,24 @@ func ctime(p string) (int64, error) {
 	return unix.TimespecToNsec(st.Ctim), nil
 }
 
+// newCtime returns the ctime that a file in dir gets now.
+func newCtime(dir string) (int64, error) {
+	f, err := os.CreateTemp(dir, ".tick*") // others may do so beside us
+	if err != nil {
+		return 0, err
+	}
+	now, err := ctime(f.Name())
+	return now, errors.Join(err, f.Close(), os.Remove(f.Name()))
+}
+
 // waitTick returns when a new file in dir would get a ctime later than t, so that a
 // change from now on is told from one before. The wait is bounded: if the
 // clock was set back it would never end.
 func waitTick(dir string, t int64) error {
 	start := time.Now()
 	for {
-		f, err := os.CreateTemp(dir, ".tick*") // others may wait beside us
+		now, err := newCtime(dir)
 		if err != nil {
-			return err
-		}
-		now, err := ctime(f.Name())
-		if err = errors.Join(err, f.Close(), os.Remove(f.Name())); err != nil {
 			return err
 		}
 		if now > t {
