@@ -27,7 +27,7 @@ func rows() map[string]int {
 		"registry": 3, "sandbox": 3, "source": 3,
 		"keychain": 2, "layer": 2,
 		"store": 1, "tree": 1,
-		"git": 0, "gz": 0, "image": 0, "progress": 0,
+		"git": 0, "gz": 0, "image": 0, "progress": 0, "tandem": 0,
 	}
 }
 

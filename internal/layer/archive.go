@@ -8,7 +8,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 
 	"hako/internal/gz"
 	"hako/internal/store"
+	"hako/internal/tandem"
 	"hako/internal/tree"
 )
 
@@ -149,7 +149,7 @@ func scanArchive(ctx context.Context, plain io.Reader, build *indexBuilder) erro
 	ahead := gz.Ahead(plain, aheadBuffers, aheadSize)
 	defer ahead.Close()
 	end := &endReader{r: ahead}
-	s := &scanner{ctx: ctx, r: end, build: build, isArchive: true, sum: sha256.New(), buf: make([]byte, 64<<10)}
+	s := &scanner{ctx: ctx, r: end, build: build, isArchive: true, sums: tandem.New(), buf: make([]byte, 64<<10)}
 	err := s.run()
 	switch {
 	case err == nil && end.seen:

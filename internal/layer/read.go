@@ -8,8 +8,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -25,6 +23,7 @@ import (
 	"hako/internal/gz"
 	"hako/internal/image"
 	"hako/internal/store"
+	"hako/internal/tandem"
 	"hako/internal/tree"
 )
 
@@ -204,12 +203,11 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	if err != nil {
 		return nil, err
 	}
-	// Inflating and the diffID run ahead on a core of their own, while this one
-	// reads the tar, hashes files and unpacks.
-	diff := sha256.New()
-	ahead := gz.Ahead(io.TeeReader(plain, diff), aheadBuffers, aheadSize)
+	// Inflating runs ahead on a core of its own, while this one hashes the tar and
+	// its files, reads it and unpacks.
+	ahead := gz.Ahead(plain, aheadBuffers, aheadSize)
 	defer ahead.Close()
-	s := &scanner{ctx: ctx, r: ahead, dst: dst, sum: sha256.New(), buf: make([]byte, 64<<10)}
+	s := &scanner{ctx: ctx, r: ahead, dst: dst, sums: tandem.New(), buf: make([]byte, 64<<10)}
 	if known == nil {
 		s.build = &indexBuilder{}
 	} else {
@@ -225,7 +223,7 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	if err == nil {
 		// The padding of the tar, and what a writer may have left behind it,
 		// belongs to both digests.
-		_, err = io.Copy(io.Discard, s.r)
+		_, err = io.Copy(io.Discard, s)
 	}
 	if err != nil {
 		ahead.Close()
@@ -235,7 +233,7 @@ func (l *Layer) streamOnce(ctx context.Context, dst target, spool bool) (_ *inde
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return nil, err
 	}
-	if got := image.DiffID(digest.NewDigest(digest.SHA256, diff)); got != l.diffID {
+	if got := image.DiffID(sha256Digest(s.sums.Sum())); got != l.diffID {
 		return nil, fmt.Errorf("its content has the diffID %s, not %s: %w", got, l.diffID, ErrDigestMismatch)
 	}
 	if spoolTo != nil {
@@ -334,18 +332,19 @@ type scanner struct {
 	known *index
 	// isArchive: no name is a whiteout, and there is a limit to how many there are.
 	isArchive bool
-	n         int64 // bytes of the tar read so far
-	sum       hash.Hash
+	n         int64        // bytes of the tar read so far
+	sums      *tandem.Hash // of these, and of each file in them
 	buf       []byte
 	// made holds the names made so far and their parents; nil if there is no
 	// deletion yet that could be about them.
 	made map[string]bool
 }
 
-// Read counts, so that a file's offset in the tar is known.
+// Read counts, so that a file's offset in the tar is known, and hashes.
 func (s *scanner) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	s.n += int64(n)
+	_, _ = s.sums.Write(p[:n])
 	return n, err
 }
 
@@ -468,8 +467,7 @@ func (s *scanner) hardLink(h *tar.Header, name string) error {
 func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
 	hashed := e.Mode.IsRegular() && e.Size > 0 && s.build != nil
 	if hashed {
-		s.sum.Reset()
-		content = io.TeeReader(content, s.sum)
+		s.sums.Begin() // a tar is read no further than to the end of a file's content
 	}
 	if !e.Mode.IsRegular() {
 		content = nil
@@ -487,7 +485,7 @@ func (s *scanner) entry(e *tree.Entry, off int64, content io.Reader) error {
 		if _, err := io.CopyBuffer(writerOnly{io.Discard}, content, s.buf); err != nil {
 			return fmt.Errorf("read /%s: %w", e.Path, err)
 		}
-		e.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(s.sum.Sum(nil)))
+		e.Digest = sha256Digest(s.sums.End())
 	}
 	return s.build.add(&record{Entry: *e, kind: present, off: off})
 }

@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"iter"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"hako/internal/gz"
 	"hako/internal/image"
 	"hako/internal/store"
+	"hako/internal/tandem"
 	"hako/internal/tree"
 )
 
@@ -92,8 +92,8 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{ctx: ctx, opt: opt, diff: sha256.New(), build: &indexBuilder{}, buf: make([]byte, 128<<10)}
-	w.out = &counter{w: io.MultiWriter(comp, w.diff)}
+	w := &writer{ctx: ctx, opt: opt, sums: tandem.New(), build: &indexBuilder{}, buf: make([]byte, 128<<10)}
+	w.out = &counter{w: io.MultiWriter(comp, w.sums)}
 	w.tar = tar.NewWriter(w.out)
 	err = w.all(changes)
 	if err == nil {
@@ -116,7 +116,7 @@ func Write(ctx context.Context, st *store.Store, changes iter.Seq2[tree.Change, 
 	}
 	l := &Layer{
 		Created: opt.Created, Description: opt.Description, st: st, changes: changes,
-		diffID: image.DiffID(digest.NewDigest(digest.SHA256, w.diff)),
+		diffID: image.DiffID(sha256Digest(w.sums.Sum())),
 		desc: ocispecs.Descriptor{
 			MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, blob), Size: size.n, Annotations: opt.Annotations,
 		},
@@ -169,8 +169,8 @@ type writer struct {
 	ctx   context.Context //nolint:containedctx // io.Writer takes none
 	opt   WriteOptions
 	tar   *tar.Writer
-	out   *counter // the uncompressed tar
-	diff  hash.Hash
+	out   *counter     // the uncompressed tar
+	sums  *tandem.Hash // of the tar, and of each file in it
 	build *indexBuilder
 	buf   []byte
 }
@@ -253,8 +253,9 @@ func (w *writer) content(c *tree.Change) (digest.Digest, error) {
 		return "", err
 	}
 	defer rc.Close()
-	sum := sha256.New()
-	n, err := io.CopyBuffer(io.MultiWriter(writerOnly{w.tar}, sum), io.LimitReader(stoppable{w.ctx, rc}, c.Size), w.buf)
+	// What is written now is the file, and nothing else: padding comes later.
+	w.sums.Begin()
+	n, err := io.CopyBuffer(writerOnly{w.tar}, io.LimitReader(stoppable{w.ctx, rc}, c.Size), w.buf)
 	if err != nil {
 		return "", err
 	}
@@ -264,11 +265,15 @@ func (w *writer) content(c *tree.Change) (digest.Digest, error) {
 	if k, _ := rc.Read(w.buf[:1]); k > 0 {
 		return "", fmt.Errorf("longer than its %d bytes: %w", c.Size, ErrChanged)
 	}
-	d := digest.NewDigest(digest.SHA256, sum)
+	d := sha256Digest(w.sums.End())
 	if c.Digest != "" && c.Digest.Algorithm() == digest.SHA256 && c.Digest != d {
 		return "", fmt.Errorf("its content is not the one seen before: %w", ErrChanged)
 	}
 	return d, nil
+}
+
+func sha256Digest(sum [sha256.Size]byte) digest.Digest {
+	return digest.NewDigestFromBytes(digest.SHA256, sum[:])
 }
 
 // stoppable is a file that may be so large that a build which is stopped cannot
