@@ -124,7 +124,8 @@ func kanikoExamples() []kanikoExample {
 		{name: "S3, another key", fails: "does not accept these keys", script: "docker run -e S3_ENDPOINT=http://$S3 -e S3_FORCE_PATH_STYLE=true -e AWS_ACCESS_KEY_ID=AKIAPLANTED -e AWS_SECRET_ACCESS_KEY=other " + latest +
 			"--context=s3://kaniko-bucket/path/to/context.tar.gz --destination=gcr.io/my-repo/none"},
 		{name: "git private, another token", fails: "github.com: 401", script: "docker run -e GIT_TOKEN=other " + latest + "--context=git://github.com/acme/myproject.git#refs/heads/mybranch --destination=gcr.io/my-repo/none"},
-		{name: "Docker Hub, another password", fails: "error building image: push docker.io/library/yourimagename: sign in: denied (401)", script: configJSON +
+		// For the base or for the destination, whichever is asked for first.
+		{name: "Docker Hub, another password", fails: "that account  is not known to docker.io with that password", script: configJSON +
 			`{"auths":{"https://index.docker.io/v1/":{"username":"USER","password":"planted-other"}}}` + "\n" + withConfig + latest + "--destination=yourimagename"},
 		{name: "ECR, another key", fails: "ECR answered 400 UnrecognizedClientException", script: runWorkspace + "-e AWS_ACCESS_KEY_ID=AKIAOTHER -e AWS_SECRET_ACCESS_KEY=planted-other " + latest + "--destination=" + ecrHost + "/none:1"},
 		{name: "ACR, another secret", fails: "with AZURE_CLIENT_SECRET of the client client: Microsoft Entra answered 401 invalid_client", script: runWorkspace +
