@@ -164,6 +164,9 @@ func TestStream(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			for what, want := range map[string]int{"PATCH": tt.patches, "large PUT": tt.puts, "DELETE": tt.deletes} {
+				if what == "DELETE" && tt.fails {
+					continue // it is chance whether the upload had ended when the build did; none may be left
+				}
 				if n := f.count(what); n != want {
 					t.Errorf("%d times %s, want %d: %v\n%s", n, what, want, f.asked, out)
 				}
