@@ -20,21 +20,22 @@ import (
 // have them watched; of files it has bare nodes, with name and type.
 //
 // A file that the kernel tells of is looked at, and what it was before is what the
-// image says. Where more has to be known, as which other names it has, all is looked
-// at then. A file with a ctime of before the command is as it was, so that its node
+// image says. If the image has other names for it, which have to be looked at too, all
+// is looked at then. A file with a ctime of before the command is as it was, so that its node
 // is bare no more; one with a later ctime has changed. That is so unless somebody
 // set the clock: then every file is compared with the image.
 
-// takeBareRecord is takeRecord without a look at files. All were made until asOf, a
-// time of the file system's clock, and nothing may change before that is over.
-func takeBareRecord(ctx context.Context, fd int, masked map[string]bool, wt *dirWatch, asOf int64) (*record, error) {
+// takeBareRecord is takeRecord without a look at files, which are those of image. All
+// were made until asOf, a time of the file system's clock, and nothing may change
+// before that is over.
+func takeBareRecord(ctx context.Context, fd int, masked map[string]bool, wt *dirWatch, image tree.FS, asOf int64) (*record, error) {
 	w := newWalker(ctx, masked)
 	w.watch, w.bare = wt, true
 	r, err := w.walk(fd, &dirRecord{})
 	if err != nil {
 		return nil, err
 	}
-	r.bare, r.asOf = true, asOf
+	r.image, r.asOf = image, asOf
 	r.latest = max(r.latest, asOf)
 	return r, nil
 }

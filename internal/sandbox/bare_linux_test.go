@@ -71,7 +71,7 @@ func unpackBarely(tb testing.TB) *barely {
 		}
 		tb.Cleanup(func() { _ = b.watch[i].close() })
 	}
-	if b.rec[0], err = takeBareRecord(tb.Context(), b.fd, nil, b.watch[0], asOf); err != nil {
+	if b.rec[0], err = takeBareRecord(tb.Context(), b.fd, nil, b.watch[0], b.view, asOf); err != nil {
 		tb.Fatal(err)
 	}
 	if b.rec[1], err = takeRecord(tb.Context(), b.fd, nil, b.watch[1]); err != nil {
@@ -185,7 +185,14 @@ func TestBareRecord(t *testing.T) {
 		{"new", func(top string) error { return write(top+"/d1/new", "x") }, "d1/new", false},
 		{"mode of a directory", func(top string) error { return os.Chmod(top+"/d1", 0o700) }, "d1", false},
 		{"new link to a file", func(top string) error { return os.Link(top+"/d1/file2", top+"/d3/other") }, "d3/other", true},
-		{"removed", func(top string) error { return os.Remove(top + "/d1/file2") }, "d1/file2", true},
+		{"removed", func(top string) error { return os.Remove(top + "/d1/file2") }, "d1/file2", false},
+		{"removed name of two", func(top string) error { return os.Remove(top + "/d7/second") }, "d7/second", true},
+		{"written by one name, which another file has then", func(top string) error {
+			return errors.Join(write(top+"/d7/second", "new"), os.Remove(top+"/d7/second"), write(top+"/d7/second", "x"))
+		}, "d0/file3 d7/second", true},
+		{"written by one name, which another file is moved to", func(top string) error {
+			return errors.Join(write(top+"/d7/second", "new"), os.Rename(top+"/d1/file2", top+"/d7/second"))
+		}, "d0/file3 d1/file2 d7/second", true},
 		{"written by one name of two", func(top string) error { return write(top+"/d7/second", "new") }, "d0/file3 d7/second", true},
 		{"written by one name, which is gone", func(top string) error {
 			return errors.Join(write(top+"/d7/second", "new"), os.Remove(top+"/d7/second"))
@@ -193,7 +200,7 @@ func TestBareRecord(t *testing.T) {
 		{"new directory", func(top string) error {
 			return errors.Join(os.Mkdir(top+"/d", 0o755), write(top+"/d/a", "x"), keepTime(top+"/d1/file2", func() error { return write(top+"/d1/file2", "yyy") }))
 		}, "d d/a d1/file2", true},
-		{"renamed", func(top string) error { return os.Rename(top+"/d1/file2", top+"/d2/new") }, "d1/file2 d2/new", true},
+		{"renamed", func(top string) error { return os.Rename(top+"/d1/file2", top+"/d2/new") }, "d1/file2 d2/new", false},
 		{"a link for a file", func(top string) error {
 			return errors.Join(os.Remove(top+"/d1/file2"), os.Symlink("x", top+"/d1/file2"))
 		}, "d1/file2", false},
@@ -216,8 +223,8 @@ func TestBareRecord(t *testing.T) {
 			if b.rec[0].followed == tt.all {
 				t.Errorf("followed: %t, want %t", b.rec[0].followed, !tt.all)
 			}
-			if b.rec[0].bare == tt.all {
-				t.Errorf("bare: %t, want %t", b.rec[0].bare, !tt.all)
+			if bare := b.rec[0].image != nil; bare == tt.all {
+				t.Errorf("bare: %t, want %t", bare, !tt.all)
 			}
 			b.prove(t)
 		})

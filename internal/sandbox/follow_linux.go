@@ -30,7 +30,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 		return takeRecordAfter(ctx, fd, masked, before, w)
 	}
 	f := &follower{
-		w: newWalker(ctx, masked), looked: make(map[string]map[string]bool), links: make(map[uint64]bool), bare: before.bare,
+		w: newWalker(ctx, masked), looked: make(map[string]map[string]bool), links: make(map[uint64]bool), image: before.image,
 	}
 	now := before.root
 	for len(dirs) > 0 {
@@ -47,7 +47,7 @@ func followRecord(ctx context.Context, fd int, masked map[string]bool, before *r
 	}
 	return &record{
 		root: now, looked: int(f.w.names.Load()), latest: max(before.latest, f.w.latest.Load()),
-		backwards: before.backwards, followed: true, bare: before.bare, asOf: before.asOf,
+		backwards: before.backwards, followed: true, image: before.image, asOf: before.asOf,
 	}, nil
 }
 
@@ -62,9 +62,10 @@ type follower struct {
 	// links are the inodes of files with several names of which one is different:
 	// the others have to be looked at, too.
 	links map[uint64]bool
-	// bare: there are bare nodes, of which the inode is not known. unknown is set
+	// image is the record's: of bare nodes the inode is not known. unknown is set
 	// where that makes it unknown which files have to be looked at.
-	bare, unknown bool
+	image   tree.FS
+	unknown bool
 }
 
 // plan sets out to look at the names in dirs.
@@ -151,7 +152,7 @@ func (f *follower) name(fd int, path, name string, old *node) (*node, error) {
 	f.w.names.Add(1)
 	switch err := f.w.node(fd, path, n); {
 	case err == unix.ENOENT:
-		f.note(old)
+		f.note(tree.Join(path, name), old)
 		return nil, nil
 	case err != nil:
 		return nil, fmt.Errorf("look at /%s: %w", tree.Join(path, name), err)
@@ -162,10 +163,8 @@ func (f *follower) name(fd int, path, name string, old *node) (*node, error) {
 		}
 		n.kids = old.kids
 	} else if old == nil || !old.same(n) || old.nlink != n.nlink {
-		if old != nil && !old.bare { // else what it was is what it is
-			f.note(old)
-		}
-		f.note(n)
+		f.note(tree.Join(path, name), old) // it may be another file
+		f.note(tree.Join(path, name), n)
 	}
 	f.w.latest.Store(max(f.w.latest.Load(), n.ctime)) // nobody else does just now
 	return n, nil
@@ -193,19 +192,21 @@ func (f *follower) subdir(up int, path string, n *node) error {
 	return err
 }
 
-// note notes n if it is a file with several names, and such files below it if it is
-// a directory that is no longer there.
-func (f *follower) note(n *node) {
+// note notes n, at path, if it is a file with several names, and such files below it
+// if it is a directory that is no longer there.
+func (f *follower) note(path string, n *node) {
 	switch {
 	case n == nil:
 	case n.bare:
-		f.unknown = true
+		// It has the names that it has in the image: a new one would have been told.
+		e, err := f.image.Lstat(path)
+		f.unknown = f.unknown || err != nil || e.Node != (tree.NodeID{})
 	case !n.isDir() && n.nlink > 1:
 		f.links[n.ino] = true
-		f.unknown = f.unknown || f.bare
+		f.unknown = f.unknown || f.image != nil // any bare node may be it
 	case n.kids != nil:
 		for i := range n.kids.nodes {
-			f.note(&n.kids.nodes[i])
+			f.note(tree.Join(path, n.kids.nodes[i].name), &n.kids.nodes[i])
 		}
 	}
 }

@@ -72,6 +72,7 @@ type InPlace struct {
 // An installed is the root that is in / now.
 type installed struct {
 	layers []*layer.Layer
+	image  tree.FS   // what it was installed from
 	record *record   // nil: not known
 	stale  bool      // something was put into the root since the record
 	watch  *dirWatch // tells what changed since the record; nil if all has to be looked at
@@ -315,7 +316,7 @@ func (s *InPlace) install(ctx context.Context, ref *layer.Ref, base tree.FS) err
 	if err := s.makeRoom(ctx, base); err != nil {
 		return err
 	}
-	s.live = &installed{waited: waited, fresh: true}
+	s.live = &installed{image: base, waited: waited, fresh: true}
 	if err := s.lot.install(root.dir, s.parkedVolumes()); err != nil {
 		return err
 	}

@@ -30,10 +30,10 @@ type record struct {
 	latest int64
 	// backwards tells that the walk began with what comes last.
 	backwards bool
-	// bare tells that there are bare nodes. All that they stand for was made until
-	// asOf, a time of the file system's clock in nanoseconds.
-	bare bool
-	asOf int64
+	// image is what bare nodes are of, nil if there are none. All that they stand for
+	// was made until asOf, a time of the file system's clock in nanoseconds.
+	image tree.FS
+	asOf  int64
 }
 
 // A dirRecord is a directory's names in byte order.

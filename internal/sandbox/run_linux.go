@@ -96,7 +96,7 @@ func (s *InPlace) firstRecord(ctx context.Context) (*record, error) {
 	if s.live.watch != nil {
 		s.live.clock, _ = newClock() // files are looked at without one
 		if asOf, ok := s.unpackedAt(); ok {
-			return takeBareRecord(ctx, s.lot.root, s.masked(), s.live.watch, asOf)
+			return takeBareRecord(ctx, s.lot.root, s.masked(), s.live.watch, s.live.image, asOf)
 		}
 	}
 	return takeRecord(ctx, s.lot.root, s.masked(), s.live.watch)
@@ -113,7 +113,7 @@ func (s *InPlace) recordAfter(ctx context.Context) (*record, error) {
 
 // heedClock makes sure that a bare record is believed only if ctimes go up.
 func (l *installed) heedClock() {
-	if l.record.bare && l.clock.wasSet() {
+	if l.record.image != nil && l.clock.wasSet() {
 		l.record.asOf = 0
 	}
 }
